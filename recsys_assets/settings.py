@@ -1,0 +1,298 @@
+"""Every setting of the pipeline, typed, in one place.
+
+A *home* is a folder: `settings.yaml` says what is wanted, `store/` holds what the pipeline makes and `dagster/` is its
+DAGSTER_HOME. `RECSYS_HOME` chooses it. Any setting can also come from the environment, which wins over the file:
+`RECSYS_BUCKET__URL=s3://my-logs` sets `bucket.url`.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+DEFAULT_HOME = "data/sample"
+_ENV_PREFIX = "RECSYS_"
+_ENV_RESERVED = {"RECSYS_HOME"}
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, mistyped or out of range; the message names it and where it came from."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BucketSettings(_Section):
+    """Where the logs lie. Credentials never stand here: they come from the AWS chain (environment, profile, role)."""
+
+    url: str = Field("file://bucket", description="s3://BUCKET or file://FOLDER (relative to the home)")
+    prefix: str = Field("logs/", description="only keys below this prefix are looked at")
+    layout: str = Field("%Y/%m/%d/", description="strftime pattern of a day's folder below the prefix")
+    region: str | None = Field(None, description="AWS region; the AWS chain's if unset")
+    endpoint_url: str | None = Field(None, description="for an S3-compatible store")
+    profile: str | None = Field(None, description="AWS profile name")
+    ignore_names: list[str] = Field(["temp-*", ".*", "_*"], description="file-name globs of objects never read")
+    in_flight: int = Field(64, ge=1, le=1024, description="objects fetched at once")
+    max_object_mb: int = Field(512, ge=1, description="decompressed size above which an object is rejected")
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if not value.startswith(("s3://", "file://")) or value in ("s3://", "file://"):
+            raise ValueError("must be s3://BUCKET or file://FOLDER")
+        return value.rstrip("/")
+
+    @field_validator("prefix")
+    @classmethod
+    def _prefix_is_a_folder(cls, value: str) -> str:
+        value = value.lstrip("/")
+        return value if not value or value.endswith("/") else value + "/"
+
+    @field_validator("layout")
+    @classmethod
+    def _layout_names_a_day(cls, value: str) -> str:
+        if not all(code in value for code in ("%Y", "%m", "%d")):
+            raise ValueError("must contain %Y, %m and %d")
+        return value.strip("/") + "/"
+
+
+class CalendarSettings(_Section):
+    """Which days exist as partitions."""
+
+    time_zone: str = "UTC"
+    first_day: date = date(2025, 11, 1)
+    last_day: date | None = Field(None, description="for a closed history; unset: today, tomorrow, ...")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except Exception as error:
+            raise ValueError("is no IANA time zone such as Europe/Paris") from error
+        return value
+
+    @model_validator(mode="after")
+    def _order(self) -> "CalendarSettings":
+        if self.last_day is not None and self.last_day < self.first_day:
+            raise ValueError("last_day lies before first_day")
+        return self
+
+
+class IngestSettings(_Section):
+    """When the sensor asks for a day, and what `raw_events` refuses."""
+
+    window_days: int = Field(14, ge=1, le=3660, description="days back from today that each sensor tick compares")
+    quiet_minutes: float = Field(5, ge=0, description="a day is asked for once its newest object is this old")
+    max_requests_per_tick: int = Field(20, ge=1, le=500)
+    max_attempts: int = Field(3, ge=1, description="runs asked for with the same content before the sensor gives up")
+    max_shrink_share: float = Field(
+        0.5, ge=0, le=1, description="a day that would lose more than this share of its bytes is refused"
+    )
+
+
+class HoldoutSettings(_Section):
+    """The frozen validation and test hold-outs: drawn once, never merged into training."""
+
+    users_share: float = Field(0.03, ge=0, le=0.4, description="share of the users, for each of the two splits")
+    window_days: int = Field(7, ge=1, description="a user qualifies when last seen within these days")
+    min_users: int = Field(10, ge=1, description="fewer users than this for a split: nothing is drawn yet")
+
+
+class TrainingSettings(_Section):
+    window_days: int = Field(365, ge=2, description="days of history the models learn from")
+    validation_days: int = Field(7, ge=1, description="days before the newest on which ranking weights are learned")
+    full_refit_days: int = Field(7, ge=1, description="updates in a row before a full refit")
+    seed: int = 7
+
+
+class PopularitySettings(_Section):
+    half_life_days: float = Field(3.0, gt=0)
+
+
+class RepeatSettings(_Section):
+    half_life_days: float = Field(60.0, gt=0)
+
+
+class TransitionSettings(_Section):
+    half_life_days: float = Field(90.0, gt=0, description="how fast a transition ages")
+    max_gap: int = Field(12, ge=1, description="positions between the two items of a transition")
+    reverse: float = Field(0.3, ge=0, description="weight of the reverse direction")
+    popularity_power: float = Field(0.3, ge=0, le=1)
+    history_decay: float = Field(0.6, gt=0, le=1, description="weight of each older item of a user's history")
+    neighbours: int = Field(500, ge=1, description="transitions kept per item")
+
+
+class AlsSettings(_Section):
+    factors: int = Field(64, ge=1)
+    regularization: float = Field(10.0, ge=0)
+    alpha: float = Field(10.0, gt=0)
+    half_life_days: float = Field(90.0, gt=0)
+    iterations: int = Field(12, ge=1)
+    update_iterations: int = Field(2, ge=1)
+
+
+class SequenceSettings(_Section):
+    dimension: int = Field(64, ge=8)
+    blocks: int = Field(1, ge=1)
+    heads: int = Field(1, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    max_length: int = Field(50, ge=2, description="items of a user's history the model reads")
+    negatives: int = Field(256, ge=1, description="shared sampled negatives; all items when the catalogue is small")
+    full_softmax_items: int = Field(3000, ge=0, description="catalogues up to this size use the full softmax")
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_tokens: int = Field(6400, ge=64)
+    epochs: int = Field(30, ge=1)
+    patience: int = Field(3, ge=1, description="epochs without a better validation before training stops")
+    max_seconds: float = Field(120, gt=0, description="no new epoch is begun after this long")
+    update_epochs: int = Field(1, ge=1)
+
+
+class RecommendSettings(_Section):
+    candidates: int = Field(250, ge=1, description="K: candidates taken from each member")
+    count: int = Field(50, ge=1, description="N: length of the lists")
+    bought_items: Literal["remove", "keep"] = Field("remove", description="groceries repeat, sofas do not")
+    bought_actions: list[str] = Field(["PURCHASE"], description="the actions that make an item 'bought'")
+    available_items_file: str | None = Field(
+        None, description="text file in the home, an item id a line: only these are recommended"
+    )
+    similar_items: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _k_covers_n(self) -> "RecommendSettings":
+        if self.candidates < self.count:
+            raise ValueError("candidates must be at least count")
+        return self
+
+
+class EvaluationSettings(_Section):
+    target_actions: list[str] = Field([], description="actions that count as a hit; empty: all of them")
+    bootstrap_samples: int = Field(1000, ge=100)
+
+
+class PromotionSettings(_Section):
+    tolerance: float = Field(0.02, ge=0, description="relative NDCG@10 loss that still counts as not worse")
+    min_coverage: float = Field(0.0, ge=0, le=1, description="share of the catalogue that the lists must reach")
+
+
+class Settings(_Section):
+    """All settings. Unknown names are errors."""
+
+    home: Path
+    bucket: BucketSettings = BucketSettings()
+    calendar: CalendarSettings = CalendarSettings()
+    actions: dict[str, float] = Field(
+        {"VIEW": 1, "CLICK": 2, "ADD_CART": 3, "PURCHASE": 5}, description="each action's weight"
+    )
+    ingest: IngestSettings = IngestSettings()
+    holdout: HoldoutSettings = HoldoutSettings()
+    training: TrainingSettings = TrainingSettings()
+    popularity: PopularitySettings = PopularitySettings()
+    repeat: RepeatSettings = RepeatSettings()
+    transition: TransitionSettings = TransitionSettings()
+    als: AlsSettings = AlsSettings()
+    sequence: SequenceSettings = SequenceSettings()
+    recommend: RecommendSettings = RecommendSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    promotion: PromotionSettings = PromotionSettings()
+
+    @field_validator("actions")
+    @classmethod
+    def _weights(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value:
+            raise ValueError("names no action")
+        if bad := [name for name, weight in value.items() if not 0 < weight < 1000]:
+            raise ValueError(f"weights must lie above 0 and below 1000: {', '.join(bad)}")
+        return value
+
+    @model_validator(mode="after")
+    def _actions_exist(self) -> "Settings":
+        for name, listed in (
+            ("recommend.bought_actions", self.recommend.bought_actions),
+            ("evaluation.target_actions", self.evaluation.target_actions),
+        ):
+            if unknown := sorted(set(listed) - set(self.actions)):
+                raise ValueError(f"{name} names {', '.join(unknown)}, which actions does not have")
+        return self
+
+    @property
+    def store(self) -> Path:
+        return self.home / "store"
+
+
+def home_path(environ: Mapping[str, str] = os.environ) -> Path:
+    return Path(environ.get("RECSYS_HOME") or DEFAULT_HOME).resolve()
+
+
+def load_settings(home: Path | str | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Reads `settings.yaml` of the home and the environment.
+
+    Raises:
+        SettingsError: naming every unknown or mistyped setting and where it stands.
+    """
+    folder = Path(home).resolve() if home is not None else home_path(environ)
+    path = folder / "settings.yaml"
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path}: not readable as YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise SettingsError(f"{path}: must hold named sections such as 'bucket:', not {type(values).__name__}")
+    if "home" in values:
+        raise SettingsError(f"{path}: 'home' is set by RECSYS_HOME, not in the file")
+    origin: dict[tuple[str, ...], str] = {}
+    for variable, text in sorted(environ.items()):
+        if variable.startswith(_ENV_PREFIX) and variable not in _ENV_RESERVED:
+            keys = tuple(part.lower() for part in variable[len(_ENV_PREFIX) :].split("__"))
+            if keys[0] == "actions" and len(keys) == 2:  # action names keep their case
+                keys = ("actions", variable.split("__", 1)[1])
+            section: Any = values
+            for key in keys[:-1]:
+                section = section.setdefault(key, {})
+                if not isinstance(section, dict):
+                    raise SettingsError(f"{variable}: '{key}' is no section")
+            try:
+                section[keys[-1]] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise SettingsError(f"{variable}: not readable: {error}") from error
+            origin[keys] = variable
+    try:
+        return Settings(home=folder, **values)
+    except ValidationError as error:
+        lines = [_explain(item, path, origin) for item in error.errors()]
+        raise SettingsError("Wrong settings:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    except TypeError as error:  # a section name that is no string
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _explain(error: Any, path: Path, origin: dict[tuple[str, ...], str]) -> str:
+    where = tuple(str(part) for part in error["loc"])
+    source = origin.get(where, str(path))
+    name = ".".join(where) or "settings"
+    if error["type"] == "extra_forbidden":
+        known = _names_at(where[:-1])
+        close = difflib.get_close_matches(where[-1], known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
+        return f"{name} ({source}): unknown setting; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] == "value_error" and not where else f", not {error['input']!r}"
+    return f"{name} ({source}): {message[:1].lower() + message[1:]}{given}"
+
+
+def _names_at(where: tuple[str, ...]) -> list[str]:
+    section: Any = Settings
+    for part in where:
+        field = section.model_fields.get(part)
+        section = field.annotation if field is not None else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+    return [name for name in section.model_fields if name != "home"]
