@@ -101,6 +101,11 @@ def test_a_day_needs_no_other_day() -> None:
     assert [key for key, _ in replayed] == [f"logs/2025/11/06/part-{n:04d}.json" for n in range(4)]
 
 
+def test_no_day_is_another_again() -> None:
+    one, two = ({(r["user_id"], r["item_id"]) for r in records} for records in days(CLEAN, 14)[2:4])
+    assert 0.05 < len(one & two) / len(one) < 0.5  # favourites come back, the rest is new
+
+
 def test_before_the_opening_is_an_error() -> None:
     with pytest.raises(ValueError, match="2025-10-31 lies before the shop opened"):
         list(simulate(SMALL, date(2025, 10, 31), 1))
@@ -184,8 +189,10 @@ def test_heavy_tails() -> None:
 def test_tastes_and_sequences_beat_popularity() -> None:
     """Own repeats plus item-to-item transitions, of 13 days, on the users of the 14th."""
     records = days(CLEAN, 14)
-    views = [(int(r["user_id"]), r["timestamp"], r["item_id"], n) for n, day in enumerate(records) for r in day]
-    user, stamp, item, day = np.array(sorted(views)).T
+    events = [
+        (int(r["user_id"]), r["timestamp"], r["item_id"], r["category_id"], n) for n in range(14) for r in records[n]
+    ]
+    user, stamp, item, category, day = np.array(sorted(events)).T
     n_users, n_items = user.max() + 1, item.max() + 1
     learn, test = day < 13, day == 13
     repeats, transitions = np.zeros((n_users, n_items)), np.zeros((n_items, n_items))
@@ -219,17 +226,18 @@ def test_tastes_and_sequences_beat_popularity() -> None:
     users, unseen = np.unique(fresh[0]), repeats == 0
     assert ndcg(reached * unseen, users, fresh) > 1.5 * ndcg(everyone * unseen, users, fresh)
 
-    # What follows an item is worth knowing: the likeliest next item is right far more often than the most popular one.
-    u, i, t = user[test], item[test], stamp[test]
-    follows = (u[1:] == u[:-1]) & (i[1:] != i[:-1]) & (t[1:] - t[:-1] < 1_800_000)
+    # Complements cross categories, which tastes and styles do not explain: what followed an item follows it again.
+    u, i, c, t = user[test], item[test], category[test], stamp[test]
+    follows = (u[1:] == u[:-1]) & (c[1:] != c[:-1]) & (t[1:] - t[:-1] < 1_800_000)
     right = np.mean(transitions.argmax(axis=1)[i[:-1][follows]] == i[1:][follows])
+    assert right > 0.12
     assert right > 5 * np.mean(popularity.argmax() == i[1:][follows])
 
 
 @pytest.mark.parametrize("user_id", ["3", "120"])
 def test_late_events_bring_a_new_interest(user_id: str) -> None:
-    day = CLEAN.opened + timedelta(13)
-    mine = [r for records in days(CLEAN, 14) for r in records if r["user_id"] == user_id]
+    day = CLEAN.opened + timedelta(6)
+    mine = [r for records in days(CLEAN, 14)[:7] for r in records if r["user_id"] == user_id]
     late = json.loads(late_events(CLEAN, day, user_id))
     categories = {record["category_id"] for record in late}
     assert categories == {new_interest(CLEAN, day, user_id)}
