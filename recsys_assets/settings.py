@@ -151,7 +151,8 @@ class SequenceSettings(_Section):
     batch_tokens: int = Field(6400, ge=64)
     epochs: int = Field(30, ge=1)
     patience: int = Field(3, ge=1, description="epochs without a better validation before training stops")
-    max_seconds: float = Field(120, gt=0, description="no new epoch is begun after this long")
+    max_tokens: int = Field(6_000_000, ge=1000, description="steps read in all epochs together; the newest count most")
+    max_seconds: float = Field(600, gt=0, description="no new epoch is begun after this long (reruns may then differ)")
     update_epochs: int = Field(1, ge=1)
 
 

@@ -5,13 +5,15 @@ latest events without retraining, a new user needs nothing special, and one mode
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from recsys_assets.settings import Settings
-from recsys_assets.training.events import Events, Floats, Ints, TrainingSet
+from recsys_assets.training.events import DAY_MS, Events, Floats, Ints, Longs, TrainingSet
 
 Arrays = dict[str, NDArray[Any]]
 Params = dict[str, Any]
@@ -64,4 +66,112 @@ def decay(age_days: NDArray[Any], half_life_days: float) -> NDArray[np.float64]:
     return np.exp2(-np.maximum(age_days, 0.0) / half_life_days)
 
 
-__all__ = ["Arrays", "Events", "Floats", "Ints", "Log", "Member", "Params", "TrainingSet", "decay", "silent"]
+def age_days(events: Events, at_ms: int) -> NDArray[np.float64]:
+    """float64[n]: how long before `at_ms` each event was, in days."""
+    return (at_ms - events.timestamp) / DAY_MS
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What users did, item after item: runs of one item (view, click, cart, purchase) count as one step.
+
+    Attributes:
+        user, item: int32[m], sorted by user and time.
+        action: int8[m], weight: float32[m]: the strongest of the run.
+        timestamp: int64[m] milliseconds, the first of the run.
+        visit: int64[m], rises by one whenever user or timestamp changes: items of one visit have no known order.
+    """
+
+    user: Ints
+    item: Ints
+    action: NDArray[np.int8]
+    weight: Floats
+    timestamp: Longs
+    visit: Longs
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def steps(events: Events) -> Steps:
+    """The steps of `events`; within a visit in an order that is fixed but tells nothing (a hash of item and time)."""
+    user, item, timestamp = events.user, events.item, events.timestamp
+    if not len(events):
+        return Steps(user, item, events.action, events.weight, timestamp, np.zeros(0, np.int64))
+    first = np.ones(len(events), bool)
+    first[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+    run = np.cumsum(first)
+    strongest = np.lexsort((events.weight, run))[np.append(np.flatnonzero(first)[1:], len(events)) - 1]
+    user, item, timestamp = user[first], item[first], timestamp[first]
+    new_visit = np.ones(len(user), bool)
+    new_visit[1:] = (user[1:] != user[:-1]) | (timestamp[1:] != timestamp[:-1])
+    visit = np.cumsum(new_visit) - 1
+    # Sorted by item position a basket would teach that larger positions follow smaller ones.
+    mixed = (item.astype(np.uint64) + timestamp.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    order = np.lexsort((mixed >> np.uint64(20), visit))
+    strongest = strongest[order]
+    return Steps(user, item[order], events.action[strongest], events.weight[strongest], timestamp, visit)
+
+
+def category_means(table: Floats, seen: NDArray[np.bool_], category: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+    """A stand-in for items that were never seen: the mean row of the seen items of their category.
+
+    Args:
+        table: float32[n_items, d]. seen: bool[n_items]. category: int32[n_items], -1 where unknown.
+
+    Returns: the filled table, and bool[n_items] which rows mean something now.
+    """
+    known = seen.copy()
+    missing = np.flatnonzero(~seen & (category >= 0))
+    if not len(missing):
+        return table, known
+    from_rows = np.flatnonzero(seen & (category >= 0))
+    n = int(category.max()) + 1
+    count = np.bincount(category[from_rows], minlength=n)
+    members = sparse.csr_array(
+        (np.ones(len(from_rows), np.float32), (category[from_rows], np.arange(len(from_rows)))),
+        shape=(n, len(from_rows)),
+    )
+    means = (members @ table[from_rows]) / np.maximum(count, 1)[:, None]
+    missing = missing[count[category[missing]] > 0]
+    table = table.copy()
+    table[missing] = means[category[missing]]
+    known[missing] = True
+    return table, known
+
+
+def lowest_for_unknown(scores: Floats, known: NDArray[np.bool_], n_items: int) -> Floats:
+    """float32[b, n_items]: `scores` (float32[b, len(known)], changed in place) with the lowest score of the row for
+    items that are not `known` and for items beyond them."""
+    if not known.any():
+        return np.zeros((len(scores), n_items), np.float32)
+    if not known.all():
+        scores[:, ~known] = np.inf
+    low = scores.min(axis=1)
+    if not known.all():
+        scores[:, ~known] = low[:, None]
+    if n_items <= scores.shape[1]:
+        return scores[:, :n_items]
+    padded = np.repeat(low[:, None], n_items, axis=1)
+    padded[:, : scores.shape[1]] = scores
+    return padded
+
+
+__all__ = [
+    "Arrays",
+    "Events",
+    "Floats",
+    "Ints",
+    "Log",
+    "Longs",
+    "Member",
+    "Params",
+    "Steps",
+    "TrainingSet",
+    "age_days",
+    "category_means",
+    "decay",
+    "lowest_for_unknown",
+    "silent",
+    "steps",
+]

@@ -1,0 +1,135 @@
+"""Matrix factorisation of implicit feedback (Hu, Koren & Volinsky, ICDM 2008) by implicit's ALS."""
+
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from threadpoolctl import threadpool_limits
+
+from recsys_assets.models.base import (
+    Arrays,
+    Events,
+    Floats,
+    Ints,
+    Log,
+    Params,
+    TrainingSet,
+    age_days,
+    category_means,
+    decay,
+    lowest_for_unknown,
+    silent,
+)
+from recsys_assets.settings import Settings
+
+
+def confidence(events: Events, at_ms: int, alpha: float, half_life_days: float, n_items: int) -> sparse.csr_matrix:
+    """csr float32[n_users, n_items]: 1 + alpha * sum of weight * decay, over the events with items below `n_items`.
+
+    implicit takes the value of an entry as the confidence itself: below 1 it would mean "less sure than of an item
+    never met", so the 1 is added here and implicit's own alpha stays 1 (its GPU code ignores it anyway).
+    """
+    keep = events.item < n_items
+    weight = (events.weight * decay(age_days(events, at_ms), half_life_days))[keep]
+    matrix = sparse.csr_matrix((weight, (events.user[keep], events.item[keep])), shape=(events.n_users, n_items))
+    matrix.sum_duplicates()
+    matrix.data = (1 + alpha * matrix.data).astype(np.float32)
+    return matrix
+
+
+class AlsModel:
+    """Item factors; a user's factors are solved from the history in hand (fold-in), never stored.
+
+    So the half step by which implicit's user factors lag behind its item factors does not matter, and a new user is
+    no special case. Items without events get the mean factors of their category.
+    """
+
+    name: ClassVar[str] = "als"
+
+    def __init__(self, item_factors: Floats, seen: NDArray[np.bool_], category: Ints, params: Params) -> None:
+        """float32[n_items, f] factors, bool[n_items] items with events, int32[n_items] category (-1 unknown); params:
+        alpha, regularization, half_life_days."""
+        self.item_factors = item_factors
+        self.seen = seen
+        self.category = category
+        self.params = params
+
+    @classmethod
+    def fit(cls, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
+        return cls._train(data, settings, settings.als.iterations, None, log)
+
+    def update(self, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
+        """A few sweeps over all events, starting from these factors."""
+        if self.item_factors.shape[1] != settings.als.factors:
+            return self.fit(data, settings, log)
+        return self._train(data, settings, settings.als.update_iterations, self.item_factors, log)
+
+    @classmethod
+    def _train(cls, data: TrainingSet, settings: Settings, iterations: int, start: Floats | None, log: Log) -> Self:
+        own, n_items = settings.als, data.events.n_items
+        params = {
+            "alpha": own.alpha,
+            "regularization": own.regularization,
+            "half_life_days": own.half_life_days,
+        }
+        factors = np.zeros((n_items, own.factors), np.float32)
+        seen = np.bincount(data.events.item, minlength=n_items) > 0
+        if len(data.events):
+            matrix = confidence(data.events, data.end_ms, own.alpha, own.half_life_days, n_items)
+            model = _implicit(own.factors, own.regularization, iterations, settings.training.seed)
+            if start is not None:
+                # implicit does not grow its arrays by itself and reads past their end. Zeros would not do for a new
+                # item all of whose users are new: nothing would ever move either side away from zero.
+                rng = np.random.default_rng(settings.training.seed)
+                noise = rng.normal(0, 0.01, factors.shape).astype(np.float32)
+                model.item_factors = np.where(np.any(start, axis=1)[:, None], start, noise[: len(start)])
+                model.item_factors = np.concatenate([model.item_factors, noise[len(start) :]])
+                model.user_factors = np.zeros((data.events.n_users, own.factors), np.float32)
+            with threadpool_limits(1, "blas"):
+                model.fit(matrix, show_progress=False, callback=lambda i, s, _: log(f"als: sweep {i + 1}, {s:.1f} s"))
+            factors = np.where(seen[:, None], model.item_factors, np.float32(0))
+        return cls(factors, seen, data.items.category, params)
+
+    @cached_property
+    def _table(self) -> tuple[Floats, NDArray[np.bool_]]:
+        return category_means(self.item_factors, self.seen, self.category)
+
+    @cached_property
+    def _solver(self) -> Any:
+        model = _implicit(self.item_factors.shape[1], self.params["regularization"], 1, 0)
+        model.item_factors = self.item_factors
+        with threadpool_limits(1, "blas"):
+            model.YtY  # noqa: B018 - computed once, here
+        return model
+
+    def user_factors(self, history: Events, at_ms: int) -> Floats:
+        """float32[n_users, f]: the exact solution of (Y'CY + reg I) x = Y'C1 for each user; zeros without history."""
+        n_items = min(len(self.item_factors), history.n_items)
+        if n_items == 0 or history.n_users == 0:
+            return np.zeros((history.n_users, self.item_factors.shape[1]), np.float32)
+        matrix = confidence(history, at_ms, self.params["alpha"], self.params["half_life_days"], n_items)
+        with threadpool_limits(1, "blas"):
+            return self._solver.recalculate_user(np.arange(history.n_users), matrix)
+
+    def score(self, history: Events, at_ms: int) -> Floats:
+        """float32[n_users, n_items]: preferences, about 0 to 1; 0 throughout for users without (known) history."""
+        table, known = self._table
+        return lowest_for_unknown(self.user_factors(history, at_ms) @ table.T, known, history.n_items)
+
+    def state(self) -> tuple[Arrays, Params]:
+        return {"item_factors": self.item_factors, "seen": self.seen, "category": self.category}, self.params
+
+    @classmethod
+    def from_state(cls, arrays: Arrays, params: Params) -> Self:
+        return cls(arrays["item_factors"], arrays["seen"], arrays["category"], params)
+
+
+def _implicit(factors: int, regularization: float, iterations: int, seed: int) -> Any:
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    with threadpool_limits(1, "blas"):  # implicit warns about the BLAS threads it finds
+        return AlternatingLeastSquares(
+            factors=factors, regularization=regularization, alpha=1.0, iterations=iterations, random_state=seed
+        )

@@ -1,0 +1,391 @@
+"""One ranking from several models: candidates of all of them, a weighted sum of their normalised scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_assets.evaluation.metrics import hits_matrix, per_user, top
+from recsys_assets.models import MEMBERS
+from recsys_assets.models.als import AlsModel
+from recsys_assets.models.base import Arrays, Events, Floats, Ints, Log, Longs, Member, Params, silent
+from recsys_assets.models.popularity import PopularityModel
+from recsys_assets.models.transition import TransitionModel
+from recsys_assets.settings import Settings
+
+Members = Mapping[str, Member]
+Bools = NDArray[np.bool_]
+
+# Used where there is nothing to learn weights on (the first days of a shop).
+DEFAULT_WEIGHTS = {"popularity": 0.2, "repeat": 0.5, "transition": 1.0, "als": 0.4, "sequence": 0.4}
+_FALLBACK = PopularityModel.name
+
+_BATCH_ROWS = 256  # 256 users x 70,000 items x 4 bytes: 70 MB a member
+_WEIGHT_ROWS = 2000
+_GRID = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 1.0, 1.5, 2.2)
+_SWEEPS = 3
+_CUTOFF = 10
+
+
+class Forbidden(NamedTuple):
+    """int32[f] rows (users of the history) and int32[f] items that must not be recommended to them."""
+
+    rows: Ints
+    items: Ints
+
+
+class Day(NamedTuple):
+    """What weights are learned on: what users had done before a moment and what they did after.
+
+    target_rows, target_items: int32[t] distinct (row of `history`, item) pairs.
+    """
+
+    history: Events
+    at_ms: int
+    target_rows: Ints
+    target_items: Ints
+    forbidden: Forbidden | None = None
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Lists for b users.
+
+    Attributes:
+        items: int32[b, n], best first, -1 where nothing is left to recommend; no item twice in a row.
+        scores: float32[b, n], not comparable between users; 0 where items is -1.
+        contributions: by member, float32[b, n]: weight times normalised score; they add up to `scores`. Only if asked.
+        lists: by member, int32[b, n]: what the member alone would recommend, -1 padded. Only if asked.
+    """
+
+    items: Ints
+    scores: Floats
+    contributions: dict[str, Floats] = field(default_factory=dict)
+    lists: dict[str, Ints] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HybridModel:
+    """Members, how much each counts, and K, the candidates taken from each.
+
+    A user's candidates are the union of the members' top K. Each member's scores are normalised over a user's
+    candidates (see `_normalise`) and summed with its weight, the linear combination ("CombSUM" with weights) of
+    Fox & Shaw (TREC-2, 1994). Users without history get the order of popularity.
+    """
+
+    members: dict[str, Member]
+    weights: dict[str, float]
+    candidates: int
+
+    def recommend(
+        self,
+        history: Events,
+        at_ms: int,
+        n: int,
+        *,
+        forbidden: Forbidden | None = None,
+        allowed: Bools | None = None,
+        detail: bool = False,
+    ) -> Recommendations:
+        """The best `n` items for every user of `history`, as of `at_ms` (milliseconds UTC), in bounded memory.
+
+        Args:
+            forbidden: (row, item) pairs to leave out (bought before, say).
+            allowed: bool[n_items], the items that may be recommended (None: all).
+            detail: also return each member's contribution and its own list, from the same pass over the scores.
+
+        Filters are applied before candidates are taken, so they shorten a list only when nothing else is left.
+
+        Raises:
+            ValueError: `allowed` has not one entry an item.
+        """
+        rows = history.n_users
+        out = Recommendations(np.full((rows, n), -1, np.int32), np.zeros((rows, n), np.float32))
+        if detail:
+            for name in self.members:
+                out.contributions[name] = np.zeros((rows, n), np.float32)
+                out.lists[name] = np.full((rows, n), -1, np.int32)
+        for begin, pool in _pools(
+            self.members, history, at_ms, max(self.candidates, n), forbidden, allowed, n if detail else 0
+        ):
+            total = pool.weighted(self.weights)
+            columns, valid = _best(pool, total, n)
+            part, width = slice(begin, begin + len(columns)), columns.shape[1]
+            out.items[part, :width] = np.where(valid, np.take_along_axis(pool.items, columns, axis=1), -1)
+            out.scores[part, :width] = np.where(valid, np.take_along_axis(total, columns, axis=1), 0)
+            if detail:
+                weights = pool.row_weights(self.weights)
+                for m, name in enumerate(pool.names):
+                    values = np.take_along_axis(pool.normal[m], columns, axis=1) * weights[m][:, None]
+                    out.contributions[name][part, :width] = np.where(valid, values, 0)
+                    out.lists[name][part] = pool.lists[name]
+        return out
+
+    def similar_items(self, n: int) -> tuple[Ints, Floats]:
+        """int32[n_items, n] most similar items, -1 padded, and their float32 scores (0 to 2).
+
+        The sum of the transitions from an item (over their largest) and the cosine of the ALS factors (if above 0).
+        """
+        transition, als = self.members.get(TransitionModel.name), self.members.get(AlsModel.name)
+        n_items = len(self._popularity())
+        lists, scores = np.full((n_items, n), -1, np.int32), np.zeros((n_items, n), np.float32)
+        unit = None
+        if isinstance(als, AlsModel):
+            factors = als.item_factors
+            unit = factors / np.maximum(np.linalg.norm(factors, axis=1, keepdims=True), 1e-12)
+        for begin in range(0, n_items, _BATCH_ROWS):
+            rows = np.arange(begin, min(begin + _BATCH_ROWS, n_items))
+            total = np.zeros((len(rows), n_items), np.float32)
+            if isinstance(transition, TransitionModel):
+                found = transition.scaled[rows].toarray()
+                total += found / np.maximum(found.max(axis=1, keepdims=True), 1e-12)
+            if unit is not None:
+                total += np.maximum(unit[rows] @ unit.T, 0)
+            total[np.arange(len(rows)), rows] = 0
+            items = top(total, n) if n < n_items else np.argsort(-total, axis=1, kind="stable").astype(np.int32)
+            values = np.take_along_axis(total, items, axis=1)
+            lists[begin : begin + len(rows), : items.shape[1]] = np.where(values > 0, items, -1)
+            scores[begin : begin + len(rows), : items.shape[1]] = values
+        return lists, scores
+
+    def _popularity(self) -> Floats:
+        member = self.members.get(_FALLBACK)
+        return member.popularity if isinstance(member, PopularityModel) else np.zeros(0, np.float32)
+
+    def state(self) -> tuple[dict[str, tuple[Arrays, Params]], Params]:
+        """Each member's (arrays, params) by name, and the hybrid's own JSON-able parameters."""
+        own = {"weights": dict(self.weights), "candidates": self.candidates}
+        return {name: member.state() for name, member in self.members.items()}, own
+
+    @classmethod
+    def from_state(cls, members: Mapping[str, tuple[Arrays, Params]], params: Params) -> Self:
+        """Raises KeyError for a member of unknown name."""
+        made = {name: MEMBERS[name].from_state(*state) for name, state in members.items()}
+        return cls(made, {k: float(v) for k, v in params["weights"].items()}, int(params["candidates"]))
+
+
+def learn_weights(members: Members, days: Sequence[Day], settings: Settings, log: Log = silent) -> dict[str, float]:
+    """Weights that maximise the mean NDCG@10 over the candidates of at most 2,000 rows with targets.
+
+    Coordinate ascent on a small grid with 0 in it, begun at the best single member: on those rows the result is never
+    worse than any member alone. Deterministic. Without rows: `DEFAULT_WEIGHTS`.
+    """
+    pools = _weight_pools(members, days, settings)
+    if not pools:
+        log("weights: no days to learn from, the defaults are taken")
+        return {name: DEFAULT_WEIGHTS.get(name, 0.0) for name in members}
+    tried: dict[tuple[float, ...], float] = {}
+    names = list(members)
+
+    def quality(weights: dict[str, float]) -> float:
+        key = tuple(weights[name] for name in names)
+        if key not in tried:
+            tried[key] = _ndcg(pools, weights)
+        return tried[key]
+
+    single = {name: quality({other: float(other == name) for other in names}) for name in names}
+    for name in names:
+        log(f"weights: {name} alone NDCG@10 {single[name]:.4f}")
+    first = max(names, key=lambda name: single[name])
+    weights = {name: float(name == first) for name in names}
+    best = single[first]
+    for _ in range(_SWEEPS):
+        before = best
+        for name in sorted(names, key=lambda name: -single[name]):
+            for value in _GRID:
+                trial = {**weights, name: value}
+                if any(trial.values()) and quality(trial) > best + 1e-9:
+                    weights, best = trial, quality(trial)
+        if best <= before:
+            break
+    for name in names:
+        log(f"weights: {name} {weights[name]:g}" + ("" if weights[name] else ", it does not earn a place"))
+    log(f"weights: together NDCG@10 {best:.4f} on {sum(len(pool.items) for pool, _ in pools)} rows")
+    return weights
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The candidates of a batch of users.
+
+    items: int32[b, c], rising positions, -1 for an empty place. normal: float32[m, b, c], one layer a member.
+    known: bool[b], users with history. lists: each member's own list.
+    """
+
+    names: list[str]
+    items: Ints
+    normal: Floats
+    known: Bools
+    lists: dict[str, Ints]
+
+    def row_weights(self, weights: Mapping[str, float]) -> Floats:
+        """float32[m, b]: the weights, but popularity alone for users without history."""
+        usual = np.array([weights.get(name, 0.0) for name in self.names], np.float32)
+        if _FALLBACK not in self.names:
+            return np.repeat(usual[:, None], len(self.items), axis=1)
+        cold = np.array([name == _FALLBACK for name in self.names], np.float32)
+        return np.where(self.known, usual[:, None], cold[:, None])
+
+    def weighted(self, weights: Mapping[str, float]) -> Floats:
+        """float32[b, c]: the weighted sum, -inf in empty places."""
+        total = np.zeros(self.items.shape, np.float32)
+        for layer, weight in zip(self.normal, self.row_weights(weights), strict=True):
+            if weight.any():
+                total += layer * weight[:, None]
+        total[self.items < 0] = -np.inf
+        return total
+
+
+def _pools(
+    members: Members, history: Events, at_ms: int, k: int, forbidden: Forbidden | None, allowed: Bools | None, own: int
+) -> Any:
+    """Yields (first row, _Pool) for batches of users; `own` is the length of the members' own lists."""
+    n_items = history.n_items
+    if allowed is not None and len(allowed) != n_items:
+        raise ValueError(f"allowed has {len(allowed)} entries for {n_items} items")
+    closed = None if allowed is None else np.flatnonzero(~allowed)
+    rows = np.zeros(0, np.int32)
+    if forbidden is not None and len(forbidden.rows):
+        order = np.argsort(forbidden.rows, kind="stable")
+        rows, items = forbidden.rows[order], forbidden.items[order]
+    for begin in range(0, history.n_users if n_items else 0, _BATCH_ROWS):
+        users = np.arange(begin, min(begin + _BATCH_ROWS, history.n_users), dtype=np.int32)
+        part = history.of_users(users)
+        barred = None
+        if len(rows):
+            low, high = np.searchsorted(rows, [begin, begin + len(users)])
+            barred = (rows[low:high] - begin, items[low:high])
+        yield begin, _pool(members, part, at_ms, k, barred, closed, own)
+
+
+def _pool(members: Members, history: Events, at_ms: int, k: int, barred: Any, closed: Any, own: int) -> _Pool:
+    n_items, b = history.n_items, history.n_users
+    scores, keys, lists = {}, [], {}
+    for name, member in members.items():
+        score = member.score(history, at_ms)
+        low = score.min(axis=1)
+        if barred is not None or closed is not None:
+            score = score if score.flags.writeable else score.copy()
+            if barred is not None:
+                score[barred] = -np.inf
+            if closed is not None:
+                score[:, closed] = -np.inf
+        # A member proposes only what it prefers to something; popularity whatever there is, so no list runs short.
+        floor = np.full(b, -np.inf, np.float32) if name == _FALLBACK else low
+        found_rows, found_items, found = largest(score, k, floor)
+        keys.append(found_rows * n_items + found_items)
+        if own:
+            lists[name] = _lists(found_rows, found_items, found, b, own)
+        scores[name] = score
+    key = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
+    row, item = np.divmod(key, n_items)
+    counts = np.bincount(row, minlength=b)
+    place = np.arange(len(key)) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = int(counts.max(initial=0))
+    items = np.full((b, width), -1, np.int32)
+    items[row, place] = item
+    normal = np.zeros((len(members), b, width), np.float32)
+    for m, score in enumerate(scores.values()):
+        normal[m, row, place] = score[row, item]
+    _normalise(normal, items >= 0)
+    return _Pool(list(members), items, normal, np.diff(history.offsets) > 0, lists)
+
+
+def _normalise(normal: Floats, valid: Bools) -> None:
+    """In place, per member and user: z-scores over the candidates (a member that says the same of all gets 0)."""
+    count = np.maximum(valid.sum(axis=1), 1)[:, None]
+    for layer in normal:
+        wide = layer.astype(np.float64)
+        mean = np.where(valid, wide, 0).sum(axis=1, keepdims=True) / count
+        centred = np.where(valid, wide - mean, 0)
+        deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
+        layer[:] = centred / np.where(deviation > 1e-9 * (1 + np.abs(mean)), deviation, np.inf)
+
+
+def largest(scores: Floats, k: int, floor: Floats) -> tuple[Longs, Longs, Floats]:
+    """The k largest scores above float32[b] `floor` of each row of float32[b, n] `scores`, -inf never among them.
+
+    Returns int64 rows (rising), int64 columns, float32 scores. The K-th largest of the maxima of groups of columns is
+    at most the K-th largest score: one cheap pass leaves little more than K to choose from.
+    """
+    b, n = scores.shape
+    group = 16
+    if n >= 4 * group * k:
+        whole = n // group * group
+        maxima = scores[:, :whole].reshape(b, whole // group, group).max(axis=2)
+        bound = -np.partition(-maxima, k - 1, axis=1)[:, k - 1]
+        mask = (scores >= bound[:, None]) & (scores > floor[:, None])
+    else:
+        mask = scores > floor[:, None]
+    rows, columns = np.nonzero(mask)
+    values = scores[rows, columns]
+    counts = np.bincount(rows, minlength=b)
+    if counts.max(initial=0) <= k:
+        return rows, columns, values
+    order = np.lexsort((columns, -values, rows))
+    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keep = order[rank < k]
+    return rows[keep], columns[keep], values[keep]
+
+
+def _lists(rows: Longs, columns: Longs, values: Floats, b: int, n: int) -> Ints:
+    """int32[b, n]: columns by falling value (ties by column), -1 padded."""
+    order = np.lexsort((columns, -values, rows))
+    rows, columns = rows[order], columns[order]
+    counts = np.bincount(rows, minlength=b)
+    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keep = rank < n
+    lists = np.full((b, n), -1, np.int32)
+    lists[rows[keep], rank[keep]] = columns[keep]
+    return lists
+
+
+def _best(pool: _Pool, total: Floats, n: int) -> tuple[Ints, Bools]:
+    columns = top(total, n)
+    return columns, np.take_along_axis(pool.items, columns, axis=1) >= 0
+
+
+def _weight_pools(members: Members, days: Sequence[Day], settings: Settings) -> list[tuple[_Pool, tuple[Ints, Ints]]]:
+    """(candidates, targets as (rows, items)) of a seeded sample of the rows with targets, day by day."""
+    rng = np.random.default_rng(settings.training.seed)
+    with_targets = [np.unique(day.target_rows) for day in days]
+    total = sum(len(rows) for rows in with_targets)
+    chosen = np.zeros(total, bool)
+    chosen[rng.permutation(total)[:_WEIGHT_ROWS]] = True
+    pools: list[tuple[_Pool, tuple[Ints, Ints]]] = []
+    begin = 0
+    for day, rows in zip(days, with_targets, strict=True):
+        users = rows[chosen[begin : begin + len(rows)]].astype(np.int32)
+        begin += len(rows)
+        if not len(users):
+            continue
+        renumber = np.full(day.history.n_users, -1, np.int32)
+        renumber[users] = np.arange(len(users))
+        forbidden = None
+        if day.forbidden is not None:
+            kept = renumber[day.forbidden.rows] >= 0
+            forbidden = Forbidden(renumber[day.forbidden.rows[kept]], day.forbidden.items[kept])
+        kept = renumber[day.target_rows] >= 0
+        target_rows, target_items = renumber[day.target_rows[kept]], day.target_items[kept]
+        history = day.history.of_users(users)
+        for first, pool in _pools(members, history, day.at_ms, settings.recommend.candidates, forbidden, None, 0):
+            here = (target_rows >= first) & (target_rows < first + len(pool.items))
+            pools.append((pool, (target_rows[here] - first, target_items[here])))
+    return pools
+
+
+def _ndcg(pools: list[tuple[_Pool, tuple[Ints, Ints]]], weights: Mapping[str, float]) -> float:
+    total, rows = 0.0, 0
+    for pool, (target_rows, target_items) in pools:
+        columns, valid = _best(pool, pool.weighted(weights), _CUTOFF)
+        lists = np.where(valid, np.take_along_axis(pool.items, columns, axis=1), -1)
+        n_items = int(max(pool.items.max(initial=0), target_items.max(initial=0))) + 1
+        hits, counts = hits_matrix(lists, target_rows, target_items, n_items)
+        total += float(per_user(hits, counts, _CUTOFF).ndcg.sum())
+        rows += len(lists)
+    return total / rows
+
+
+__all__ = ["DEFAULT_WEIGHTS", "Day", "Forbidden", "HybridModel", "Recommendations", "learn_weights"]
