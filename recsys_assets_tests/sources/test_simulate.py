@@ -104,6 +104,11 @@ def test_a_day_needs_no_other_day() -> None:
 def test_no_day_is_another_again() -> None:
     one, two = ({(r["user_id"], r["item_id"]) for r in records} for records in days(CLEAN, 14)[2:4])
     assert 0.05 < len(one & two) / len(one) < 0.5  # favourites come back, the rest is new
+    still = Shop(**{**vars(CLEAN), "new_users_per_day": 0, "new_items_per_day": 0})
+    records = [json.loads(c) for n in (0, 7) for _, c in simulate(still, still.opened + timedelta(n), 1)]
+    half = len(records) // 2
+    one, two = ({r["user_id"] for content in part for r in content} for part in (records[:half], records[half:]))
+    assert len(one - two) > 100  # the same weekday, the same people, and yet not the same ones come
 
 
 def test_before_the_opening_is_an_error() -> None:
