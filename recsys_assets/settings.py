@@ -118,7 +118,11 @@ class PopularitySettings(_Section):
 
 
 class RepeatSettings(_Section):
-    half_life_days: float = Field(60.0, gt=0)
+    half_life_days: float = Field(60.0, gt=0, description="of a user's events, while there is too little to learn from")
+    learn_days: int = Field(21, ge=1, description="newest days from which returning is learned")
+    learn_lists: int = Field(3000, ge=0, description="users' days looked at, at most; 0: decayed frequency always")
+    learning_rate: float = Field(0.01, gt=0)
+    epochs: int = Field(12, ge=1)
 
 
 class TransitionSettings(_Section):

@@ -4,7 +4,8 @@ A model holds item-side knowledge only. What a user did is passed in with each c
 latest events without retraining, a new user needs nothing special, and one model can be asked about several days.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -157,6 +158,20 @@ def lowest_for_unknown(scores: Floats, known: NDArray[np.bool_], n_items: int) -
     return padded
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one CPU thread: small matrices gain little from a second one and lose a lot on a busy machine, and the
+    result does not depend on the number of cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 __all__ = [
     "Arrays",
     "Events",
@@ -172,6 +187,7 @@ __all__ = [
     "category_means",
     "decay",
     "lowest_for_unknown",
+    "one_thread",
     "silent",
     "steps",
 ]

@@ -1,7 +1,5 @@
 """Causal self-attention over a user's steps (SASRec, Kang & McAuley, ICDM 2018) with sampled softmax, in torch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -21,6 +19,7 @@ from recsys_assets.models.base import (
     TrainingSet,
     category_means,
     lowest_for_unknown,
+    one_thread,
     silent,
     steps,
 )
@@ -364,7 +363,7 @@ def _train(
     mean_weight = float(walked.weight.mean())
     optimizer = torch.optim.Adam(network.parameters(), lr=own.learning_rate, betas=(0.9, 0.98))
     best, best_weights, stale = -1.0, None, 0
-    with torch.random.fork_rng(), _one_thread():
+    with torch.random.fork_rng(), one_thread():
         torch.manual_seed(settings.training.seed)
         for epoch in range(epochs):
             total, count = 0.0, 0
@@ -396,18 +395,6 @@ def _train(
                 break
     if best_weights is not None:
         network.load_state_dict(best_weights)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _batches(lengths: Longs, tokens: int, rng: np.random.Generator) -> list[Longs]:

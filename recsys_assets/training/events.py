@@ -72,6 +72,14 @@ class Events:
         )
 
     @staticmethod
+    def empty(n_users: int, n_items: int) -> "Events":
+        """No events of anybody."""
+        none = np.empty(0, np.int32)
+        return Events(
+            none, none, np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.int64), n_users, n_items
+        )
+
+    @staticmethod
     def sort(
         user: Ints,
         item: Ints,

@@ -1,0 +1,244 @@
+"""The `recsys` command: thin verbs over the code the graph runs."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import date, datetime
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from recsys_assets.settings import SettingsError, home_path, load_settings
+
+
+def explained(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors a person can mend end in one line and exit code 1, not in a stack trace."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        # Imported here: `recsys --help` must not wait for Dagster.
+        from recsys_assets.demonstration import DemoError
+        from recsys_assets.launch import RunFailed
+        from recsys_assets.pipeline import InputError
+        from recsys_assets.storage.artifacts import ArtifactError
+        from recsys_assets.storage.bucket import BucketError
+
+        known = (SettingsError, BucketError, InputError, ArtifactError, RunFailed, DemoError, FileNotFoundError)
+        try:
+            return command(*args, **kwargs)
+        except known as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapped
+
+
+def say(message: str) -> None:
+    click.echo(message)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--home", type=click.Path(path_type=Path), help="the home to work in; default: $RECSYS_HOME or data/sample"
+)
+def main(home: Path | None) -> None:
+    """From a bucket of behaviour logs to recommendations."""
+    if home is not None:  # for this process and every one it starts
+        os.environ["RECSYS_HOME"] = str(home.resolve())
+
+
+@main.command()
+@explained
+def demo() -> None:
+    """Simulate a shop in data/demo, run the whole graph on it, and show what came of it."""
+    home = home_path() if "RECSYS_HOME" in os.environ else Path("data/demo").resolve()
+    os.environ["RECSYS_HOME"] = str(home)
+    # The settings are read when the definitions are imported: the demo writes them first, then imports.
+    from recsys_assets import demonstration
+
+    demonstration.run(home, say)
+
+
+@main.command()
+@click.option("--to", "url", required=True, help="bucket URL: s3://BUCKET or file://FOLDER")
+@click.option("--first-day", type=click.DateTime(["%Y-%m-%d"]), default="2025-11-01", show_default=True)
+@click.option("--days", type=click.IntRange(1), default=14, show_default=True)
+@click.option("--users", type=click.IntRange(1), default=1500, show_default=True)
+@click.option("--items", type=click.IntRange(1), default=800, show_default=True)
+@click.option("--seed", type=int, default=7, show_default=True)
+@explained
+def simulate(url: str, first_day: datetime, days: int, users: int, items: int, seed: int) -> None:
+    """Write logs of a simulated shop into a bucket."""
+    from recsys_assets.sources import simulate as shop
+
+    start = first_day.date()
+    _write(url, shop.simulate(shop.Shop(seed=seed, users=users, items=items, opened=start), start, days))
+
+
+@main.command()
+@click.argument("dataset", type=click.Choice(["complete-journey"]))
+@click.option("--to", "url", required=True, help="bucket URL: s3://BUCKET or file://FOLDER")
+@click.option("--records-per-object", type=click.IntRange(1), default=2000, show_default=True)
+@explained
+def load(dataset: str, url: str, records_per_object: int) -> None:
+    """Write a real retailer's year (The Complete Journey, 1,469,307 purchases) into a bucket as daily logs."""
+    from recsys_assets.sources.complete_journey import complete_journey
+
+    _write(url, complete_journey(records_per_object))
+
+
+def _write(url: str, objects: Any) -> None:
+    from recsys_assets.reporting import Progress
+    from recsys_assets.storage.bucket import open_bucket
+
+    settings = load_settings()
+    target = settings.bucket.model_copy(update={"url": url.rstrip("/")})
+    if url.startswith("file://"):  # a bucket cannot be made by writing to it, a folder can
+        (settings.home / url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+    bucket = open_bucket(target, settings.home)
+    progress = Progress(lambda line: click.echo(line, err=True), every_seconds=2)
+    written = size = 0
+    for key, content in objects:
+        bucket.put(key, content)
+        written, size = written + 1, size + len(content)
+        progress(f"{written} objects, {size / 1e6:.0f} MB, now {key}")
+    say(f"{written} objects, {size / 1e6:.1f} MB written to {bucket.url}")
+
+
+@main.command()
+@explained
+def status() -> None:
+    """What is in the bucket, what is materialized, what is missing and why."""
+    from recsys_assets.launch import open_instance
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.status import status_lines
+
+    pipeline = Pipeline.open()
+    with open_instance(pipeline) as instance:
+        for line in status_lines(pipeline, instance):
+            say(line)
+
+
+@main.command()
+@click.option("--user", required=True, help="user_id as in the logs")
+@click.option("--category", help="only items of this category_id")
+@click.option(
+    "--available", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="file, an item_id a line"
+)
+@click.option("--n", "count", type=click.IntRange(1), help="length of the list; default: recommend.count")
+@explained
+def recommend(user: str, category: str | None, available: Path | None, count: int | None) -> None:
+    """The champion's list for a user, from everything the user has done so far."""
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.serving.recommend import Recommender, read_item_list
+
+    pipeline = Pipeline.open()
+    recommender = Recommender.open(pipeline)
+    entries = recommender.recommend(
+        user,
+        count or pipeline.settings.recommend.count,
+        category=category,
+        available=read_item_list(available) if available else None,
+    )
+    if not recommender.knows(user):
+        click.echo(f"user {user} is unknown or has no events in the training window: popularity decides", err=True)
+    if not entries:
+        raise click.ClickException("no item is left after the filters")
+    say(f"# model of {recommender.model_day} ({recommender.model_version}), history up to {recommender.data_day}")
+    for entry in entries:
+        say(f"{entry.rank}\t{entry.item_id}\t{entry.category or ''}\t{entry.score:.4f}")
+
+
+@main.command()
+@explained
+def preflight() -> None:
+    """Why is there nothing, or nothing useful? Checks settings, bucket, events and models, and says what to do."""
+    from recsys_assets.status import preflight_findings
+
+    problems = 0
+    for ok, line in preflight_findings():
+        problems += not ok
+        say(("ok       " if ok else "PROBLEM  ") + line)
+    if problems:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("job", type=click.Choice(["ingest", "train"]))
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="one day")
+@click.option("--from", "first", type=click.DateTime(["%Y-%m-%d"]), help="first day of a range")
+@click.option("--to", "last", type=click.DateTime(["%Y-%m-%d"]), help="last day of a range")
+@click.option("--full-refit", is_flag=True, help="train: learn from scratch")
+@explained
+def run(job: str, day: datetime | None, first: datetime | None, last: datetime | None, full_refit: bool) -> None:
+    """Run a job for a day or a range of days, in one run that the UI shows too."""
+    from recsys_assets.launch import open_instance, run_job
+    from recsys_assets.partitions import shift
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.training.schedules import FULL_REFIT
+
+    if (day is None) == (first is None or last is None) or (day and (first or last)):
+        raise click.UsageError("give --day, or --from and --to")
+    start, end = _day(day or first), _day(day or last)
+    if end < start:
+        raise click.UsageError("--to lies before --from")
+    days = [start]
+    while days[-1] < end:
+        days.append(shift(days[-1], 1))
+    pipeline = Pipeline.open()
+    with open_instance(pipeline) as instance:
+        run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit and job == "train" else None)
+
+
+def _day(moment: datetime | date | None) -> str:
+    assert moment is not None
+    return moment.date().isoformat() if isinstance(moment, datetime) else moment.isoformat()
+
+
+@main.command("redraw-holdout")
+@click.option(
+    "--day", type=click.DateTime(["%Y-%m-%d"]), required=True, help="draw from the interactions up to this day"
+)
+@click.option("--reason", required=True, help="why; kept with the hold-out")
+@explained
+def redraw_holdout(day: datetime, reason: str) -> None:
+    """Draw a new version of the frozen validation and test hold-outs. Figures on the old version end here."""
+    from recsys_assets.pipeline import InputError, Pipeline
+
+    pipeline = Pipeline.open()
+    days = [each for each in pipeline.tables.days("interactions") if each <= _day(day)]
+    before = pipeline.holdouts.current()
+    drawn = pipeline.holdouts.ensure(
+        [pipeline.tables.path("interactions", each) for each in days],
+        _day(day),
+        pipeline.settings.holdout,
+        pipeline.settings.training.seed,
+        redraw=reason,
+    )
+    if drawn is None or (before is not None and drawn.version == before.version):
+        raise InputError("too few users for a hold-out up to this day; see holdout.min_users and holdout.users_share")
+    say(f"hold-out version {drawn.version}: {drawn.info['users']} users, {drawn.info['events']} events")
+    say("training sets are built with it from their next materialization on")
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
+@explained
+def ui(port: int) -> None:
+    """Dagster's UI and daemon on loopback, for this home."""
+    from recsys_assets.launch import dagster_home
+
+    home = load_settings().home
+    folder = dagster_home(home)
+    workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"
+    dagster = shutil.which("dagster", path=str(Path(sys.executable).parent)) or "dagster"
+    say(f"Home {home}\nOpening http://127.0.0.1:{port} (Ctrl-C ends it)")
+    environment = os.environ | {"DAGSTER_HOME": str(folder), "RECSYS_HOME": str(home)}
+    command = [dagster, "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
+    os.execve(dagster, command, environment)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Wiring only: everything Dagster loads."""
+
+import dagster as dg
+
+from recsys_assets.evaluation import assets as evaluation
+from recsys_assets.ingest import assets as ingest
+from recsys_assets.ingest.sensors import new_log_prefixes
+from recsys_assets.launch import brief_logger
+from recsys_assets.pipeline import Pipeline
+from recsys_assets.serving import assets as serving
+from recsys_assets.training import assets as training
+from recsys_assets.training import schedules
+
+defs = dg.Definitions(
+    assets=[
+        ingest.raw_events,
+        ingest.interactions,
+        training.training_set,
+        *training.member_assets,
+        training.hybrid_model,
+        evaluation.evaluation,
+        evaluation.promotion,
+        serving.recommendations,
+        serving.similar_items,
+    ],
+    asset_checks=[ingest.yesterday_is_there],
+    jobs=[schedules.ingest, schedules.train],
+    schedules=[schedules.nightly_train, schedules.weekly_full_refit],
+    sensors=[new_log_prefixes],
+    resources={"pipeline": Pipeline.open()},
+    # One process a run: the models share what they read, and torch and implicit are imported once. A process a step
+    # costs 1.5 to 3.5 s each. Backfills are ranges, so a backfill is one process too.
+    executor=dg.in_process_executor,
+    loggers={"console": dg.colored_console_logger, "brief": brief_logger},
+)

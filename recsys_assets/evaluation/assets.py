@@ -1,0 +1,235 @@
+"""Evaluation and promotion: one partition a day."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from recsys_assets import reporting
+from recsys_assets.evaluation.evaluate import CODE_VERSION, Sources, evaluate_day, gather_evidence, sources
+from recsys_assets.evaluation.measure import HYBRID, MAIN_CUTOFF, POPULAR
+from recsys_assets.evaluation.promotion import decide
+from recsys_assets.partitions import daily
+from recsys_assets.pipeline import Pipeline, explained_failures
+from recsys_assets.storage.artifacts import version_of
+
+_METRIC_COLUMNS = {
+    "day": ("DATE", "partition: the day that was predicted"),
+    "split": ("VARCHAR", "next_day (also _warm, _cold: users with and without history), validation or test hold-out"),
+    "model": ("VARCHAR", "hybrid, a member alone, or popularity_7d"),
+    "metric": ("VARCHAR", "ndcg, recall, precision, hit_rate, average_precision, average_recall, coverage, ..."),
+    "k": ("INTEGER", "cut-off"),
+    "value": ("DOUBLE", "mean over users"),
+    "low": ("DOUBLE", "95 % bootstrap interval, where there is one"),
+    "high": ("DOUBLE", ""),
+    "users": ("BIGINT", "users measured"),
+}
+
+
+@dg.asset(
+    partitions_def=daily,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    deps=["hybrid_model", "training_set"],
+    group_name="evaluation",
+    kinds={"parquet"},
+    owners=reporting.OWNERS,
+    code_version=CODE_VERSION,
+    description=(
+        "How good the lists are: the models as they were before this day, measured on what users did on it (full "
+        "ranking), beside popularity; and the published models on the frozen hold-outs. Paired 95 % intervals."
+    ),
+    metadata={"dagster/column_schema": reporting.schema(_METRIC_COLUMNS), "dagster/table_name": "metrics"},
+    check_specs=[
+        dg.AssetCheckSpec(
+            "above_popularity",
+            asset="evaluation",
+            description="On the unseen day the hybrid's mean NDCG@10 is above popularity's.",
+        )
+    ],
+)
+def evaluation(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    worse: list[str] = []
+    with explained_failures(pipeline):
+        for day in context.partition_keys:
+            started = time.monotonic()
+            found = sources(pipeline, day)
+            version = _version(pipeline, found)
+            info = pipeline.tables.info("evaluation", day)
+            unchanged = info is not None and info["version"] == version
+            if unchanged:
+                frame = pipeline.tables.read("evaluation", day)
+            else:
+                frame = evaluate_day(pipeline, found, context.log.info)
+                pipeline.tables.publish_frame(
+                    "evaluation", day, frame, {"version": version, "hybrid": found.hybrid.version}
+                )
+                pipeline.warehouse.ensure_views("evaluation", context.log.warning)
+            metadata = _evaluation_metadata(frame, day)
+            metadata |= {"seconds": round(time.monotonic() - started, 2), "unchanged": unchanged, "version": version}
+            context.add_asset_metadata(metadata, partition_key=day)
+            gain = _value(frame, POPULAR, "hybrid_minus_this")
+            if gain is not None and gain <= 0:
+                worse.append(day)
+    check = dg.AssetCheckResult(
+        check_name="above_popularity",
+        passed=not worse,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"not above popularity on {', '.join(worse)}" if worse else None,
+        metadata={"days": len(context.partition_keys), "days not above popularity": len(worse)},
+    )
+    return dg.MaterializeResult(check_results=[check])
+
+
+def _version(pipeline: Pipeline, found: Sources) -> str:
+    frozen = pipeline.holdouts.current()
+    return version_of(
+        hybrid=found.hybrid.version,
+        holdout=frozen.version if frozen else None,
+        evaluation=pipeline.settings.evaluation.model_dump(),
+        recommend=pipeline.settings.recommend.model_dump(),
+        code=CODE_VERSION,
+    )
+
+
+def _value(frame: pl.DataFrame, model: str, metric: str, split: str = "next_day") -> float | None:
+    rows = frame.filter(
+        (pl.col("split") == split)
+        & (pl.col("model") == model)
+        & (pl.col("metric") == metric)
+        & (pl.col("k") == MAIN_CUTOFF)
+    )
+    return float(rows["value"][0]) if len(rows) else None
+
+
+def _evaluation_metadata(frame: pl.DataFrame, day: str) -> dict[str, Any]:
+    """Numbers (which Dagster plots from day to day), a picture and a table."""
+    metadata: dict[str, Any] = {"dagster/partition_row_count": len(frame)}
+    next_day = frame.filter((pl.col("split") == "next_day") & (pl.col("k") == MAIN_CUTOFF))
+    if not len(next_day):
+        metadata["note"] = (
+            "Nothing to measure on this day: no user did anything that a list could have predicted, or it is the first."
+        )
+    else:
+        metadata["users measured"] = int(next_day["users"][0])
+        for metric in ("ndcg", "recall", "precision", "hit_rate", "average_precision", "coverage"):
+            value = _value(frame, HYBRID, metric)
+            if value is not None:
+                metadata[f"{metric}@{MAIN_CUTOFF}"] = value
+        for row in next_day.filter(pl.col("metric") == "ndcg").to_dicts():
+            if row["model"] != HYBRID:
+                metadata[f"ndcg@{MAIN_CUTOFF} {row['model']}"] = row["value"]
+        ranked = next_day.filter(pl.col("metric") == "ndcg").sort("value", descending=True).to_dicts()
+        metadata["chart"] = reporting.bars_picture(
+            f"NDCG@{MAIN_CUTOFF} on {day}, 95 % intervals",
+            [(row["model"], row["value"], row["low"], row["high"]) for row in ranked],
+        )
+        gains = next_day.filter(pl.col("metric") == "hybrid_minus_this").sort("value").to_dicts()
+        metadata["hybrid minus each"] = reporting.table(
+            [
+                {
+                    "compared with": row["model"],
+                    "difference": round(row["value"], 4),
+                    "low": round(row["low"], 4),
+                    "high": round(row["high"], 4),
+                    "verdict": "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "cannot be told apart",
+                }
+                for row in gains
+            ]
+        )
+    for split in ("validation", "test"):
+        value = _value(frame, HYBRID, "ndcg", split)
+        if value is not None:
+            metadata[f"ndcg@{MAIN_CUTOFF} frozen {split} hold-out"] = value
+    return metadata
+
+
+@dg.asset(
+    partitions_def=daily,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    deps=["evaluation", "hybrid_model", "training_set"],
+    group_name="evaluation",
+    kinds={"json", "parquet"},
+    owners=reporting.OWNERS,
+    code_version=CODE_VERSION,
+    description=(
+        "The gate: this day's model becomes the champion if it is newer, above popularity and not worse than the "
+        "present champion on the same users of the unseen day. Otherwise it says why not."
+    ),
+    metadata={"dagster/table_name": "promotions"},
+)
+def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    with explained_failures(pipeline):
+        for day in sorted(context.partition_keys):
+            started = time.monotonic()
+            pipeline.need_table("evaluation", day)
+            found = sources(pipeline, day)
+            with pipeline.champion.lock():
+                champion = pipeline.champion.read()
+                evidence = gather_evidence(pipeline, found, champion)
+                decision = decide(evidence, pipeline.settings.promotion)
+                figures = asdict(evidence)
+                row = {
+                    "model_version": evidence.version,
+                    "promoted": decision.promote,
+                    "reason": decision.reason,
+                    "users": evidence.users,
+                    "ndcg": evidence.ndcg,
+                    "champion_day": evidence.champion_day,
+                    "champion_version": evidence.champion_version,
+                    "champion_ndcg": evidence.champion_ndcg,
+                    **_interval("over_popularity", figures["over_popularity"]),
+                    **_interval("over_champion", figures["over_champion"]),
+                    "coverage": evidence.coverage,
+                }
+                frame = pl.DataFrame([row], schema=_PROMOTION_SCHEMA)
+                pipeline.tables.publish_frame("promotion", day, frame, {"version": evidence.version})
+                if decision.promote:
+                    pipeline.champion.move(day, evidence.version, decision.reason)
+            pipeline.warehouse.ensure_views("promotion", context.log.warning)
+            context.log.info(f"{day}: {'promoted' if decision.promote else 'not promoted'}: {decision.reason}")
+            metadata: dict[str, Any] = {
+                "promoted": decision.promote,
+                "reason": decision.reason,
+                "champion now": (pipeline.champion.read() or {}).get("day", "none"),
+                "users measured": evidence.users,
+                "ndcg@10": evidence.ndcg,
+                "coverage@10": evidence.coverage,
+                "seconds": round(time.monotonic() - started, 2),
+            }
+            if evidence.over_popularity:
+                metadata["ndcg@10 over popularity"] = evidence.over_popularity.mean
+            if evidence.over_champion and evidence.champion_ndcg is not None:
+                metadata["ndcg@10 over champion"] = evidence.over_champion.mean
+                metadata["ndcg@10 champion"] = evidence.champion_ndcg
+            context.add_asset_metadata(metadata, partition_key=day)
+    return dg.MaterializeResult()
+
+
+_PROMOTION_SCHEMA: dict[str, Any] = {
+    "model_version": pl.String,
+    "promoted": pl.Boolean,
+    "reason": pl.String,
+    "users": pl.Int64,
+    "ndcg": pl.Float64,
+    "champion_day": pl.String,
+    "champion_version": pl.String,
+    "champion_ndcg": pl.Float64,
+    "over_popularity": pl.Float64,
+    "over_popularity_low": pl.Float64,
+    "over_popularity_high": pl.Float64,
+    "over_champion": pl.Float64,
+    "over_champion_low": pl.Float64,
+    "over_champion_high": pl.Float64,
+    "coverage": pl.Float64,
+}
+
+
+def _interval(name: str, interval: dict[str, float] | None) -> dict[str, float | None]:
+    values = interval or {}
+    return {
+        name: values.get("mean"),
+        f"{name}_low": values.get("low"),
+        f"{name}_high": values.get("high"),
+    }

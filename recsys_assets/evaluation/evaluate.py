@@ -1,0 +1,202 @@
+"""A day's evaluation and the comparison with the champion, over a store."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recsys_assets.evaluation.measure import (
+    HYBRID,
+    MAIN_CUTOFF,
+    POPULAR,
+    SCHEMA,
+    metric_rows,
+    model_lists,
+    ndcg_per_user,
+    popular_lists,
+    restricted,
+)
+from recsys_assets.evaluation.metrics import coverage, paired_bootstrap
+from recsys_assets.evaluation.promotion import Evidence
+from recsys_assets.evaluation.tasks import Task, bought_pairs, prediction_task
+from recsys_assets.models.base import Log
+from recsys_assets.models.hybrid import Forbidden, HybridModel
+from recsys_assets.partitions import day_start_ms, shift
+from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.serving.alignment import in_model_space
+from recsys_assets.storage.artifacts import Artifact
+from recsys_assets.training.blend import load_hybrid, load_measured
+from recsys_assets.training.events import Events, Ints, TrainingSet
+from recsys_assets.training.training_set import read_training_set
+
+CODE_VERSION = "1"
+_LENGTH = 20
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a day is measured with: its hybrid and the training set that hybrid was made of."""
+
+    hybrid: Artifact
+    data: TrainingSet
+    day: str
+    start_ms: int
+
+
+def sources(pipeline: Pipeline, day: str) -> Sources:
+    """Raises ArtifactError or InputError where something is missing or does not belong together."""
+    hybrid = pipeline.artifacts.need("hybrid_model", day)
+    training = pipeline.artifacts.need("training_set", day)
+    if hybrid.info["training_set"] != training.version:
+        raise InputError(
+            f"hybrid_model for {day} was made from another training set than the present one. "
+            f"Materialize the members and hybrid_model for {day} again."
+        )
+    start = day_start_ms(day, pipeline.settings.calendar.time_zone)
+    return Sources(hybrid, read_training_set(training), day, start)
+
+
+def next_day_task(found: Sources, pipeline: Pipeline) -> Task:
+    """The day itself, which the measured models have not seen."""
+    return prediction_task(found.data, found.start_ms, found.data.end_ms, pipeline.settings)
+
+
+def evaluate_day(pipeline: Pipeline, found: Sources, log: Log) -> pl.DataFrame:
+    """The metric rows of a day: the next day, its warm and cold users, and the two frozen hold-outs."""
+    settings = pipeline.settings
+    samples, seed = settings.evaluation.bootstrap_samples, settings.training.seed
+    rows: list[dict[str, Any]] = []
+    task = next_day_task(found, pipeline)
+    log(f"{found.day}: {len(task)} users and {len(task.target_items)} targets on the unseen day")
+    if len(task):
+        measured = load_measured(pipeline, found.hybrid)
+        lists = model_lists(measured, task, _LENGTH)
+        lists[POPULAR] = popular_lists(found.data.events, task, _LENGTH)
+        rows += metric_rows(lists, task, "next_day", samples, seed)
+        warm = np.diff(task.history.offsets) > 0
+        for split, keep in (("next_day_warm", warm), ("next_day_cold", ~warm)):
+            if keep.any() and not keep.all():
+                part = {name: found_lists[keep] for name, found_lists in lists.items()}
+                rows += metric_rows(part, restricted(task, keep), split, samples, seed)
+    final, _ = load_hybrid(found.hybrid)
+    for split, tasks in holdout_tasks(pipeline, found):
+        log(f"{found.day}: frozen hold-out {split}")
+        rows += _pooled_rows(final, tasks, found.data.events, split, samples, seed)
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def holdout_tasks(pipeline: Pipeline, found: Sources) -> Iterator[tuple[str, list[Task]]]:
+    """For each split its tasks, one a withheld day: users see only what they did before that day.
+
+    The models have seen later days of other users, so these figures compare models with one another, not with the
+    next day's. A hold-out whose days lie after the training set is left out.
+    """
+    frozen = pipeline.holdouts.current()
+    if frozen is None:
+        return
+    zone = pipeline.settings.calendar.time_zone
+    frame = frozen.read().filter(pl.col("day") <= found.day)
+    users = {user: position for position, user in enumerate(found.data.users)}
+    items = {item: position for position, item in enumerate(found.data.items.ids)}
+    for (split,), part in frame.group_by("split", maintain_order=True):
+        tasks = []
+        for (day,), events in part.group_by("day", maintain_order=True):
+            known = [
+                (users[u], items[i], found.data.actions.index(a))
+                for u, i, a in events.select("user_id", "item_id", "action").iter_rows()
+                if u in users and i in items and a in found.data.actions
+            ]
+            if not known:
+                continue
+            user, item, action = (np.array(column) for column in zip(*known, strict=True))
+            n = len(known)
+            start = day_start_ms(str(day), zone)
+            targets = Events.sort(
+                user,
+                item,
+                action.astype(np.int8),
+                np.ones(n, np.float32),
+                np.full(n, start),
+                found.data.events.n_users,
+                found.data.events.n_items,
+            )
+            end = day_start_ms(shift(str(day), 1), zone)
+            task = prediction_task(found.data, start, end, pipeline.settings, targets)
+            if len(task):
+                tasks.append(task)
+        if tasks:
+            yield str(split), tasks
+
+
+def _pooled_rows(
+    model: HybridModel, tasks: list[Task], events: Events, split: str, samples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Metric rows over several tasks as if they were one: lists are made a task at a time, then put end to end."""
+    lists: dict[str, list[Ints]] = {}
+    for task in tasks:
+        for name, found in {
+            **model_lists(model, task, _LENGTH),
+            POPULAR: popular_lists(events, task, _LENGTH),
+        }.items():
+            lists.setdefault(name, []).append(found)
+    shift_by = np.cumsum([0] + [len(task) for task in tasks])[:-1]
+    pooled = Task(
+        users=np.concatenate([task.users for task in tasks]),
+        history=Events.empty(sum(len(task) for task in tasks), events.n_items),
+        at_ms=tasks[-1].at_ms,
+        target_rows=np.concatenate([task.target_rows + n for task, n in zip(tasks, shift_by, strict=True)]),
+        target_items=np.concatenate([task.target_items for task in tasks]),
+        forbidden_rows=np.empty(0, np.int32),
+        forbidden_items=np.empty(0, np.int32),
+    )
+    together = {name: np.concatenate(parts) for name, parts in lists.items()}
+    return metric_rows(together, pooled, split, samples, seed)
+
+
+def gather_evidence(pipeline: Pipeline, found: Sources, champion: dict[str, Any] | None) -> Evidence:
+    """Measures the challenger of a day, and the champion beside it on the same users, on the day neither has seen."""
+    settings = pipeline.settings
+    samples, seed = settings.evaluation.bootstrap_samples, settings.training.seed
+    task = next_day_task(found, pipeline)
+    evidence: dict[str, Any] = {
+        "day": found.day,
+        "version": found.hybrid.version,
+        "users": len(task),
+        "ndcg": 0.0,
+        "over_popularity": None,
+        "coverage": 0.0,
+        "champion_day": champion["day"] if champion else None,
+        "champion_version": champion["version"] if champion else None,
+    }
+    if not len(task):
+        return Evidence(**evidence)
+    lists = model_lists(load_measured(pipeline, found.hybrid), task, _LENGTH)[HYBRID]
+    own = ndcg_per_user(lists, task)
+    popular = ndcg_per_user(popular_lists(found.data.events, task, _LENGTH), task)
+    evidence |= {
+        "ndcg": float(own.mean()),
+        "over_popularity": paired_bootstrap(own - popular, samples, seed),
+        "coverage": coverage(lists[:, :MAIN_CUTOFF], task.history.n_items),
+    }
+    if champion and champion["day"] < found.day:
+        artifact = pipeline.artifacts.at("hybrid_model", champion["day"], champion["version"])
+        if artifact is not None:
+            artifact.verify()
+            theirs = ndcg_per_user(_champion_lists(artifact, found.data, task, settings), task)
+            evidence |= {
+                "champion_ndcg": float(theirs.mean()),
+                "over_champion": paired_bootstrap(own - theirs, samples, seed),
+            }
+    return Evidence(**evidence)
+
+
+def _champion_lists(artifact: Artifact, data: TrainingSet, task: Task, settings: Any) -> Ints:
+    """int32[b, n]: what the champion, as it is served, would have shown, in positions of `data`."""
+    model, model_ids = load_hybrid(artifact)
+    space = in_model_space(data, model_ids)
+    history = space.events.before(task.at_ms).of_users(task.users)
+    forbidden = Forbidden(*bought_pairs(history, data.actions, settings))
+    found = model.recommend(history, task.at_ms, _LENGTH, forbidden=forbidden).items
+    return space.to_data(found)

@@ -1,0 +1,132 @@
+"""Measuring lists against what happened: rows for the `metrics` view and the evidence for promotion."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recsys_assets.evaluation.metrics import (
+    Array,
+    coverage,
+    hits_matrix,
+    paired_bootstrap,
+    per_user,
+)
+from recsys_assets.evaluation.tasks import Task
+from recsys_assets.models.hybrid import Forbidden, HybridModel
+from recsys_assets.training.events import DAY_MS, Events, Ints
+
+CUTOFFS = (5, 10, 20)
+MAIN_CUTOFF = 10
+HYBRID = "hybrid"
+POPULAR = "popularity_7d"
+
+SCHEMA = {
+    "split": pl.String,  # next_day, next_day_warm, next_day_cold, validation, test
+    "model": pl.String,
+    "metric": pl.String,
+    "k": pl.Int32,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "users": pl.Int64,
+}
+
+
+def popular_lists(events: Events, task: Task, n: int, days: int = 7) -> Ints:
+    """int32[b, n]: the items with most events in the days before the task, the same for all but for forbidden items.
+
+    The baseline beside every figure: no decay, no weights, no parameters.
+    """
+    recent = (events.timestamp >= task.at_ms - days * DAY_MS) & (events.timestamp < task.at_ms)
+    counts = np.bincount(events.item[recent], minlength=events.n_items)
+    order = np.argsort(-counts, kind="stable")
+    order = order[: int((counts > 0).sum())].astype(np.int32)
+    lists = np.full((len(task), n), -1, np.int32)
+    common = order[:n]
+    lists[:, : len(common)] = common
+    barred_rows = task.forbidden_rows[np.isin(task.forbidden_items, common)]
+    starts = np.searchsorted(task.forbidden_rows, [np.arange(len(task)), np.arange(1, len(task) + 1)])
+    for row in np.unique(barred_rows):
+        barred = task.forbidden_items[starts[0][row] : starts[1][row]]
+        rest = order[: n + len(barred)]
+        rest = rest[~np.isin(rest, barred)][:n]
+        lists[row] = -1
+        lists[row, : len(rest)] = rest
+    return lists
+
+
+def model_lists(model: HybridModel, task: Task, n: int) -> dict[str, Ints]:
+    """int32[b, n] lists of the hybrid and of each member, from one pass over the scores."""
+    found = model.recommend(
+        task.history,
+        task.at_ms,
+        n,
+        forbidden=Forbidden(task.forbidden_rows, task.forbidden_items),
+        detail=True,
+    )
+    return {HYBRID: found.items, **found.lists}
+
+
+def ndcg_per_user(lists: Ints, task: Task, k: int = MAIN_CUTOFF) -> Array:
+    """float64[b] NDCG@k of each user of the task."""
+    hits, counts = hits_matrix(lists, task.target_rows, task.target_items, task.history.n_items)
+    return per_user(hits, counts, k).ndcg
+
+
+def metric_rows(lists: Mapping[str, Ints], task: Task, split: str, samples: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of `SCHEMA` for every model: all metrics at 5, 10 and 20, and intervals for the NDCG@10.
+
+    `hybrid_minus_this` at 10 is the paired difference of NDCG@10, the hybrid's minus the model's, with its interval.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def add(model: str, metric: str, k: int, value: float, low: float | None = None, high: float | None = None) -> None:
+        rows.append(
+            {
+                "split": split,
+                "model": model,
+                "metric": metric,
+                "k": k,
+                "value": value,
+                "low": low,
+                "high": high,
+                "users": len(task),
+            }
+        )
+
+    if not len(task):
+        return rows
+    main = {name: ndcg_per_user(found, task) for name, found in lists.items()}
+    for name, found in lists.items():
+        hits, counts = hits_matrix(found, task.target_rows, task.target_items, task.history.n_items)
+        for k in CUTOFFS:
+            means = per_user(hits, counts, k).means()
+            for metric, value in means.items():
+                if (metric, k) != ("ndcg", MAIN_CUTOFF):
+                    add(name, metric, k, value)
+            add(name, "coverage", k, coverage(found[:, :k], task.history.n_items))
+        own = paired_bootstrap(main[name], samples, seed)
+        add(name, "ndcg", MAIN_CUTOFF, own.mean, own.low, own.high)
+        if name != HYBRID:
+            gain = paired_bootstrap(main[HYBRID] - main[name], samples, seed)
+            add(name, "hybrid_minus_this", MAIN_CUTOFF, gain.mean, gain.low, gain.high)
+    return rows
+
+
+def restricted(task: Task, keep: np.ndarray) -> Task:
+    """The task for the rows where bool[b] `keep` holds."""
+    kept = np.flatnonzero(keep).astype(np.int32)
+    renumbered = np.full(len(task), -1, np.int32)
+    renumbered[kept] = np.arange(len(kept), dtype=np.int32)
+    targets, forbidden = renumbered[task.target_rows] >= 0, renumbered[task.forbidden_rows] >= 0
+    return Task(
+        task.users[kept],
+        task.history.of_users(kept),
+        task.at_ms,
+        renumbered[task.target_rows[targets]],
+        task.target_items[targets],
+        renumbered[task.forbidden_rows[forbidden]],
+        task.forbidden_items[forbidden],
+    )

@@ -1,0 +1,403 @@
+"""raw_events, interactions and rejected_events: one partition a day."""
+
+import functools
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import polars as pl
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from recsys_assets import reporting
+from recsys_assets.ingest import listing
+from recsys_assets.ingest.decode import RAW_SCHEMA, raw_batches
+from recsys_assets.ingest.sensors import FINGERPRINT
+from recsys_assets.ingest.validate import CleanResult, clean
+from recsys_assets.partitions import daily, shift, today
+from recsys_assets.pipeline import InputError, Pipeline, explained_failures
+from recsys_assets.storage.artifacts import version_of
+from recsys_assets.storage.bucket import LogObject, fetch
+from recsys_assets.storage.tables import info_text
+
+RAW_CODE = "1"
+CLEAN_CODE = "1"
+
+_RETRIES = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+
+class RawConfig(dg.Config):
+    """How a day's objects are taken over."""
+
+    force: bool = Field(
+        default=False, description="accept a day that shrinks by more than ingest.max_shrink_share or becomes empty"
+    )
+
+
+@dg.asset(
+    partitions_def=daily,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name="ingest",
+    kinds={"s3", "json", "parquet"},
+    owners=reporting.OWNERS,
+    code_version=RAW_CODE,
+    retry_policy=_RETRIES,
+    description=(
+        "Every log object of the day as it came, with key, ETag and size: the day can be cleaned again by new rules, "
+        "or after the bucket's lifecycle has deleted it. A day's objects are those in its dated folder; undated ones "
+        "belong to the day they were last modified."
+    ),
+    metadata={
+        "dagster/table_name": "raw_events",
+        "dagster/column_schema": reporting.schema(
+            {
+                "key": ("VARCHAR", "the object's key in the bucket"),
+                "etag": ("VARCHAR", "the version that was read"),
+                "size": ("BIGINT", "bytes in the bucket"),
+                "last_modified": ("TIMESTAMPTZ", "UTC"),
+                "content": ("BLOB", "the text as it came, decompressed (the view raw_events shows a record a row)"),
+                "reason": ("VARCHAR", "why a part of the object could not be read (too large, corrupt), if so"),
+            }
+        ),
+    },
+)
+def raw_events(
+    context: dg.AssetExecutionContext, config: RawConfig, pipeline: dg.ResourceParam[Pipeline]
+) -> dg.MaterializeResult:
+    with explained_failures(pipeline):
+        settings, days = pipeline.settings, list(context.partition_keys)
+        found = listing.days_of(pipeline.bucket, settings, days)
+        objects = sum(len(each) for each in found.days.values())
+        context.log.info(f"{reporting.summary(days)}: {objects} objects listed with {found.requests} requests")
+        if not objects and not listing.has_any(pipeline.bucket, settings):
+            raise InputError(
+                f"Nothing lies below {pipeline.bucket.url}/{settings.bucket.prefix}. Check bucket.url and "
+                "bucket.prefix (recsys preflight helps). Earlier partitions are as they were."
+            )
+        known = {day: pipeline.tables.info("raw_events", day) for day in days}
+        changed = [
+            day
+            for day in days
+            if (info := known[day]) is None or info[FINGERPRINT] != listing.fingerprint(found.days[day])
+        ]
+        refused = {} if config.force else _shrinking(pipeline, changed, known, found.days)
+        accepted = [day for day in changed if day not in refused]
+        seconds = {}
+        for day, started in _take_over(pipeline, accepted, found.days, context):
+            seconds[day] = time.monotonic() - started
+        if accepted:
+            pipeline.warehouse.ensure_views("raw_events", context.log.warning)
+        if refused:
+            raise InputError("\n".join(refused.values()))
+        for day in days:
+            info = pipeline.tables.info("raw_events", day)
+            assert info is not None
+            if not info["objects"]:
+                context.log.warning(f"{day}: no objects in the bucket for this day; an empty partition stands for it")
+            size = pipeline.tables.path("raw_events", day).stat().st_size
+            context.add_asset_metadata(
+                {
+                    "dagster/partition_row_count": info["objects"],
+                    "objects": info["objects"],
+                    "bytes in the bucket": info["bytes"],
+                    "bytes on disk": size,
+                    "unchanged": day not in seconds,
+                    "seconds": round(seconds.get(day, 0.0), 2),
+                    "newest object": info["newest"] or "none",
+                    FINGERPRINT: info[FINGERPRINT],
+                    "ignored objects": reporting.counts_table("reason", found.ignored),
+                    "largest objects": reporting.table(info["largest"]),
+                },
+                partition_key=day,
+            )
+    return dg.MaterializeResult()
+
+
+def _shrinking(
+    pipeline: Pipeline, days: list[str], known: dict[str, Any], found: dict[str, list[LogObject]]
+) -> dict[str, str]:
+    """Days that would lose more than is believable, with what to say of each."""
+    share = pipeline.settings.ingest.max_shrink_share
+    refused = {}
+    for day in days:
+        before = known[day]["bytes"] if known[day] else 0
+        now = sum(obj.size for obj in found[day])
+        if before and now < before * (1 - share):
+            refused[day] = (
+                f"{day}: the bucket now holds {now:,} bytes in {len(found[day])} objects, {before:,} bytes in "
+                f"{known[day]['objects']} objects were read before. The partition stays as it was. If objects were "
+                "deleted on purpose, materialize raw_events for this day with the config force: true; if the bucket's "
+                "lifecycle deletes old days, nothing needs doing."
+            )
+    return refused
+
+
+def _take_over(
+    pipeline: Pipeline, days: list[str], found: dict[str, list[LogObject]], context: dg.AssetExecutionContext
+) -> Iterator[tuple[str, float]]:
+    """Fetches the objects of all days in one stream, so that small days do not wait for one another, and publishes day
+    after day. Yields each day that is published, with the moment its writing began."""
+    progress = reporting.Progress(context.log.info)
+    day_of_key = {obj.key: day for day in days for obj in found[day]}
+    stream = fetch(
+        pipeline.bucket,
+        [obj for day in days for obj in found[day]],
+        pipeline.settings.bucket.in_flight,
+        on_progress=lambda count, size: progress(f"{count} of {len(day_of_key)} objects, {size / 1e6:.0f} MB"),
+        on_gone=lambda obj: context.log.warning(f"{obj.key} was deleted after it was listed; left out"),
+    )
+    groups = itertools.groupby(stream, key=lambda pair: day_of_key[pair[0].key])
+    group = next(groups, None) if days else None
+    for day in days:
+        started = time.monotonic()
+        here: Iterable[tuple[LogObject, bytes]] = group[1] if group is not None and group[0] == day else ()
+        pipeline.tables.publish("raw_events", day, functools.partial(_write_raw, here, pipeline))
+        yield day, started
+        if group is not None and group[0] == day:
+            group = next(groups, None)
+
+
+def _write_raw(fetched: Iterable[tuple[LogObject, bytes]], pipeline: Pipeline, path: Path) -> None:
+    read: list[LogObject] = []
+
+    def noted() -> Iterator[tuple[LogObject, bytes]]:
+        for obj, content in fetched:
+            read.append(obj)
+            yield obj, content
+
+    with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
+        for batch in raw_batches(noted(), pipeline.settings.bucket.max_object_mb * 2**20):
+            writer.write_batch(batch)
+        writer.add_key_value_metadata({"recsys": info_text(_raw_info(read))})
+
+
+def _raw_info(read: list[LogObject]) -> dict[str, Any]:
+    largest = sorted(read, key=lambda obj: (-obj.size, obj.key))[:5]
+    newest = max((obj.last_modified for obj in read), default=None)
+    return {
+        FINGERPRINT: listing.fingerprint(read),
+        "objects": len(read),
+        "bytes": sum(obj.size for obj in read),
+        "newest": newest.isoformat() if newest else None,
+        "largest": [{"key": obj.key, "bytes": obj.size} for obj in largest],
+    }
+
+
+def cleaning_version(pipeline: Pipeline, raw_fingerprint: str) -> str:
+    """What interactions are made of: the objects, the rules, and the settings that the rules read."""
+    settings = pipeline.settings
+    return version_of(
+        raw=raw_fingerprint,
+        actions=list(settings.actions),
+        time_zone=settings.calendar.time_zone,
+        max_object_mb=settings.bucket.max_object_mb,
+        code=CLEAN_CODE,
+    )
+
+
+_INTERACTION_COLUMNS = {
+    "day": ("DATE", "partition"),
+    "user_id": ("VARCHAR", ""),
+    "item_id": ("VARCHAR", ""),
+    "action": ("VARCHAR", "one of the settings' actions"),
+    "timestamp": ("TIMESTAMP", "UTC, milliseconds"),
+    "category_id": ("VARCHAR", "null where the record has none"),
+    "price": ("DOUBLE", "as in the record; null where it has none"),
+    "source_key": ("VARCHAR", "the object the record came from"),
+    "record": ("INTEGER", "the record's number in the object, from 0"),
+    "off_day": ("BOOLEAN", "the event's local day is not the partition's"),
+}
+_REJECTED_COLUMNS = {
+    "day": ("DATE", "partition"),
+    "source_key": ("VARCHAR", "the object the record came from"),
+    "record": ("INTEGER", "the record's number in the object, from 0"),
+    "reason": ("VARCHAR", "missing_<field>, wrong_type_<field>, unknown_action, malformed_json, ..."),
+    "detail": ("VARCHAR", "what was found instead"),
+    "excerpt": ("VARCHAR", "the start of the record"),
+}
+
+
+@dg.multi_asset(
+    name="interactions",
+    partitions_def=daily,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name="ingest",
+    specs=[
+        dg.AssetSpec(
+            "interactions",
+            deps=["raw_events"],
+            kinds={"duckdb", "parquet"},
+            owners=reporting.OWNERS,
+            code_version=CLEAN_CODE,
+            description=(
+                "The day's events, typed, validated and deduplicated, each with the object and record it came from. "
+                "Made in DuckDB from raw_events; nothing disappears without a count and a reason."
+            ),
+            metadata={
+                "dagster/table_name": "interactions",
+                "dagster/column_schema": reporting.schema(_INTERACTION_COLUMNS),
+            },
+        ),
+        dg.AssetSpec(
+            "rejected_events",
+            deps=["raw_events"],
+            kinds={"duckdb", "parquet"},
+            owners=reporting.OWNERS,
+            code_version=CLEAN_CODE,
+            description=(
+                "The day's records that are no valid event, each with its reason. Lies in the same file as the "
+                "interactions, so that the two can never disagree."
+            ),
+            metadata={
+                "dagster/table_name": "rejected_events",
+                "dagster/column_schema": reporting.schema(_REJECTED_COLUMNS),
+            },
+        ),
+    ],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "every_record_accounted_for",
+            asset="interactions",
+            description="Records in the objects = kept + rejected + duplicates, for every object. Checked before "
+            "publishing: a day that does not add up is never published.",
+        )
+    ],
+)
+def interactions(
+    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+) -> Iterator[dg.MaterializeResult]:
+    totals = {"records in": 0, "kept": 0, "rejected": 0, "duplicates": 0}
+    with explained_failures(pipeline):
+        progress = reporting.Progress(context.log.info)
+        days = list(context.partition_keys)
+        for number, day in enumerate(days):
+            started = time.monotonic()
+            info, fresh = clean_day(pipeline, day)
+            counts = info["counts"]
+            rejected = sum(counts["rejected"].values())
+            for name, value in zip(
+                totals, (counts["records_in"], counts["kept"], rejected, counts["duplicates"]), strict=True
+            ):
+                totals[name] += value
+            shared = {
+                FINGERPRINT: info[FINGERPRINT],
+                "version": info["version"],
+                "unchanged": not fresh,
+                "seconds": round(time.monotonic() - started, 2),
+            }
+            context.add_asset_metadata(
+                {
+                    **shared,
+                    "dagster/partition_row_count": counts["kept"],
+                    "records in": counts["records_in"],
+                    "kept": counts["kept"],
+                    "rejected": rejected,
+                    "duplicates": counts["duplicates"],
+                    "events of another day": counts["off_day"],
+                    "users": counts["users"],
+                    "items": counts["items"],
+                    **{f"action {name}": count for name, count in counts["actions"].items()},
+                    "actions": reporting.counts_table("action", counts["actions"]),
+                },
+                asset_key="interactions",
+                partition_key=day,
+            )
+            context.add_asset_metadata(
+                {
+                    **shared,
+                    "dagster/partition_row_count": rejected,
+                    "share of the records": rejected / max(counts["records_in"], 1),
+                    **{f"rejected {name}": count for name, count in counts["rejected"].items()},
+                    "reasons": reporting.counts_table("reason", counts["rejected"]),
+                    "examples": reporting.table(info["examples"]),
+                },
+                asset_key="rejected_events",
+                partition_key=day,
+            )
+            progress(f"{number + 1} of {len(days)} days cleaned, now {day}")
+        pipeline.warehouse.ensure_views("interactions", context.log.warning)
+    context.log.info(
+        f"{reporting.summary(days)}: {totals['records in']:,} records = {totals['kept']:,} kept + "
+        f"{totals['rejected']:,} rejected + {totals['duplicates']:,} duplicates"
+    )
+    yield dg.MaterializeResult(
+        asset_key="interactions",
+        check_results=[
+            dg.AssetCheckResult(
+                check_name="every_record_accounted_for",
+                passed=totals["records in"] == totals["kept"] + totals["rejected"] + totals["duplicates"],
+                metadata={**totals, "days": len(days)},
+            )
+        ],
+    )
+    yield dg.MaterializeResult(asset_key="rejected_events")
+
+
+def clean_day(pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
+    """Publishes a day's interactions and rejections unless they stand there made from equal inputs.
+
+    Returns: the partition's info (version, fingerprint, counts) and whether it is new.
+
+    Raises:
+        InputError: raw_events has no such day.
+        ConservationError: records would be lost; nothing is published.
+    """
+    raw = pipeline.need_table("raw_events", day)
+    fingerprint = (pipeline.tables.info("raw_events", day) or {})[FINGERPRINT]
+    version = cleaning_version(pipeline, fingerprint)
+    existing = pipeline.tables.info("interactions", day)
+    if existing is not None and existing["version"] == version:
+        return existing, False
+    with duckdb.connect() as connection:
+        result = clean(connection, raw, day, pipeline.settings)
+    info = {
+        "version": version,
+        FINGERPRINT: fingerprint,
+        "counts": {
+            "records_in": result.records_in,
+            "kept": result.kept,
+            "duplicates": result.duplicates,
+            "rejected": result.rejections,
+            "off_day": result.off_day,
+            "actions": result.actions,
+            "users": result.users,
+            "items": result.items,
+        },
+        "examples": _examples(result),
+    }
+    # Kept and rejected rows lie in one file, told apart by `reason`: two files could disagree after a kill.
+    frame = pl.concat([result.interactions, result.rejected], how="diagonal")
+    pipeline.tables.publish_frame("interactions", day, frame, info)
+    return info, True
+
+
+def _examples(result: CleanResult) -> list[dict[str, Any]]:
+    """One rejected record of each reason. Without the excerpt: it may hold a user's id, which stays out of Dagster."""
+    return (
+        result.rejected.unique("reason", keep="first", maintain_order=True)
+        .select("reason", "source_key", "record", pl.lit("see the view rejected_events").alias("excerpt"))
+        .to_dicts()
+    )
+
+
+@dg.asset_check(
+    asset="interactions",
+    description="The newest day that is over has its interactions: yesterday, or the last day of a closed history. "
+    "(Dagster's own freshness looks at any partition: a backfill of an old day would make it fresh.)",
+)
+def yesterday_is_there(pipeline: dg.ResourceParam[Pipeline]) -> dg.AssetCheckResult:
+    calendar = pipeline.settings.calendar
+    expected = shift(today(calendar.time_zone), -1)
+    if calendar.last_day is not None:
+        expected = min(expected, calendar.last_day.isoformat())
+    days = pipeline.tables.days("interactions")
+    return dg.AssetCheckResult(
+        passed=expected in days,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"interactions has no partition {expected}" if expected not in days else None,
+        metadata={"expected day": expected, "newest day": days[-1] if days else "none"},
+    )

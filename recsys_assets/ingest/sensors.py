@@ -1,0 +1,188 @@
+"""`new_log_prefixes`: asks for every day whose objects are not the ones its interactions were made of.
+
+The asset catalogue is the ledger: each materialization of `interactions` carries the fingerprint (keys, ETags, sizes)
+of the objects it came from. A new, late, overwritten or deleted object changes the day's fingerprint, which gives one
+request; a kept list of processed files would miss the last three.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from recsys_assets.ingest import listing
+from recsys_assets.partitions import daily, shift, today
+from recsys_assets.pipeline import Pipeline
+from recsys_assets.settings import IngestSettings
+from recsys_assets.storage.bucket import BucketError
+
+DAY_TAG = "recsys/day"
+FINGERPRINT_TAG = "recsys/fingerprint"
+FINGERPRINT = "fingerprint"  # the metadata entry on interactions
+
+_UNFINISHED = {
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.MANAGED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+}
+
+
+@dataclass(frozen=True)
+class SeenDay:
+    """What a tick saw of one day.
+
+    Attributes:
+        fingerprint: of the objects listed now.
+        newest: newest LastModified among them; None for a day without objects.
+        materialized: fingerprint on the day's last materialization; None if there was none.
+        asked: runs ever asked for with this very fingerprint.
+        fruitless: those of them that ended since the day's last materialization: they failed, or what they read was
+            not what is listed. (A day that goes from A to B and back to A is asked for again: its first run is older.)
+        in_flight: such a run waits or runs now.
+    """
+
+    day: str
+    fingerprint: str
+    newest: datetime | None
+    materialized: str | None
+    asked: int
+    fruitless: int
+    in_flight: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    day: str
+    fingerprint: str
+    attempt: int
+
+    @property
+    def run_key(self) -> str:
+        """Dagster remembers run keys for ever, failed runs included: hence the attempt."""
+        return f"{self.day}:{self.fingerprint}:{self.attempt}"
+
+
+def decide(seen: list[SeenDay], settings: IngestSettings, now: datetime) -> tuple[list[Request], list[str]]:
+    """Which days to ask for, oldest first, and a line for each changed day that is not asked for now."""
+    requests: list[Request] = []
+    notes: list[str] = []
+    for day in sorted(seen, key=lambda d: d.day):
+        if day.fingerprint == day.materialized or (day.newest is None and day.materialized is None):
+            continue
+        if day.in_flight:
+            notes.append(f"{day.day}: a run for the same objects is under way")
+        elif day.fruitless >= settings.max_attempts:
+            notes.append(
+                f"{day.day}: given up after {day.fruitless} runs for the same objects; see their errors, "
+                "then materialize interactions for this day by hand"
+            )
+        elif day.newest is not None and now - day.newest < timedelta(minutes=settings.quiet_minutes):
+            notes.append(f"{day.day}: still receiving objects (newest {day.newest:%H:%M:%S} UTC)")
+        elif len(requests) >= settings.max_requests_per_tick:
+            notes.append(f"{day.day}: left to the next tick (ingest.max_requests_per_tick)")
+        else:
+            requests.append(Request(day.day, day.fingerprint, day.asked))
+    return requests, notes
+
+
+@dataclass(frozen=True)
+class _Materialized:
+    fingerprint: str
+    timestamp: float  # seconds since 1970
+
+
+def _last_materializations(instance: dg.DagsterInstance, days: list[str]) -> dict[str, _Materialized]:
+    """Of interactions, for the days that have one."""
+    found: dict[str, _Materialized] = {}
+    cursor = None
+    while len(found) < len(days):
+        page = instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey("interactions"), asset_partitions=days),
+            limit=1000,
+            cursor=cursor,
+        )
+        for record in page.records:  # newest first
+            event = record.asset_materialization
+            if event is not None and event.partition is not None and event.partition not in found:
+                entry = event.metadata.get(FINGERPRINT)
+                found[event.partition] = _Materialized(str(entry.value) if entry is not None else "", record.timestamp)
+        if not page.has_more:
+            break
+        cursor = page.cursor
+    return found
+
+
+def _runs_for(instance: dg.DagsterInstance, day: str, fingerprint: str, since: float) -> tuple[int, int, bool]:
+    """Runs asked for with this fingerprint, those that ended since a moment, and whether one is under way."""
+    records = instance.get_run_records(dg.RunsFilter(tags={DAY_TAG: day, FINGERPRINT_TAG: fingerprint}))
+    # A retry by Dagster itself carries its parent's tags: it belongs to the same attempt.
+    asked = [record for record in records if record.dagster_run.parent_run_id is None]
+    fruitless = [record for record in asked if (record.end_time or 0) >= since and record.end_time]
+    in_flight = any(record.dagster_run.status in _UNFINISHED for record in records)
+    return len(asked), len(fruitless), in_flight
+
+
+def look(instance: dg.DagsterInstance, pipeline: Pipeline, days: list[str]) -> tuple[list[SeenDay], Mapping[str, int]]:
+    """Lists the days' objects and compares them with the catalogue."""
+    found = listing.days_of(pipeline.bucket, pipeline.settings, days)
+    known = _last_materializations(instance, days)
+    seen = []
+    for day in days:
+        objects = found.days.get(day, [])
+        fingerprint = listing.fingerprint(objects)
+        last = known.get(day)
+        materialized = last.fingerprint if last else None
+        asked, fruitless, in_flight = 0, 0, False
+        if fingerprint != materialized:
+            asked, fruitless, in_flight = _runs_for(instance, day, fingerprint, last.timestamp if last else 0)
+        newest = max((entry.last_modified for entry in objects), default=None)
+        seen.append(SeenDay(day, fingerprint, newest, materialized, asked, fruitless, in_flight))
+    return seen, found.ignored
+
+
+def window(pipeline: Pipeline, now: datetime) -> list[str]:
+    """The days a tick compares: the newest partitions, today included."""
+    calendar = pipeline.settings.calendar
+    newest = today(calendar.time_zone)
+    if calendar.last_day is not None:
+        newest = min(newest, calendar.last_day.isoformat())
+    days = [shift(newest, -back) for back in range(pipeline.settings.ingest.window_days - 1, -1, -1)]
+    known = set(daily.get_partition_keys(now))
+    return [day for day in days if day in known]
+
+
+@dg.sensor(
+    job_name="ingest",
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Asks for `ingest` of every day whose objects changed: new, late, overwritten or deleted ones.",
+)
+def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SensorResult:
+    now = datetime.now(UTC)
+    days = window(pipeline, now)
+    try:
+        seen, ignored = look(context.instance, pipeline, days)
+    except BucketError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    requests, notes = decide(seen, pipeline.settings.ingest, now)
+    for line in notes:
+        context.log.warning(line)
+    if ignored:
+        context.log.info("ignored: " + ", ".join(f"{count} {reason}" for reason, count in sorted(ignored.items())))
+    reason = "; ".join(notes) or f"{len(days)} days compared, none changed"
+    return dg.SensorResult(
+        run_requests=list(_run_requests(requests)), skip_reason=None if requests else dg.SkipReason(reason)
+    )
+
+
+def _run_requests(requests: list[Request]) -> Iterator[dg.RunRequest]:
+    for request in requests:
+        yield dg.RunRequest(
+            run_key=request.run_key,
+            partition_key=request.day,
+            tags={DAY_TAG: request.day, FINGERPRINT_TAG: request.fingerprint},
+        )

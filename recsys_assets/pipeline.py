@@ -1,0 +1,90 @@
+"""What every asset works with: the settings and the storage behind them. Assets get it as the resource `pipeline`."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import dagster as dg
+
+from recsys_assets.evaluation.promotion import Champion
+from recsys_assets.settings import Settings, SettingsError, load_settings
+from recsys_assets.storage.artifacts import ArtifactError, Artifacts
+from recsys_assets.storage.bucket import Bucket, BucketError, open_bucket
+from recsys_assets.storage.tables import Tables
+from recsys_assets.storage.warehouse import Warehouse
+from recsys_assets.training.holdout import Holdouts
+
+
+class InputError(RuntimeError):
+    """The inputs do not allow this step; the message says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Settings and storage of one home."""
+
+    settings: Settings
+
+    @staticmethod
+    def open(home: Path | str | None = None) -> "Pipeline":
+        return Pipeline(load_settings(home))
+
+    @cached_property
+    def bucket(self) -> Bucket:
+        return open_bucket(self.settings.bucket, self.settings.home)
+
+    @cached_property
+    def tables(self) -> Tables:
+        return Tables(self.settings.store)
+
+    @cached_property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self.settings.store)
+
+    @cached_property
+    def warehouse(self) -> Warehouse:
+        return Warehouse(self.settings.store)
+
+    @cached_property
+    def holdouts(self) -> Holdouts:
+        return Holdouts(self.settings.store)
+
+    @cached_property
+    def champion(self) -> Champion:
+        return Champion(self.settings.store)
+
+    def need_table(self, table: str, day: str) -> Path:
+        """The file of a table's partition.
+
+        Raises:
+            InputError: there is none.
+        """
+        path = self.tables.path(table, day)
+        if not path.exists():
+            raise InputError(f"{table} has no partition {day} yet. Materialize {table} for {day} first.")
+        return path
+
+
+@contextlib.contextmanager
+def explained_failures(pipeline: Pipeline) -> Iterator[None]:
+    """Turns errors a person can mend into a failure that says what, where and what to do, without a stack trace.
+
+    Such failures are not retried: the same run would meet the same error.
+    """
+    try:
+        yield
+    except (BucketError, InputError, ArtifactError, SettingsError) as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise dg.Failure(
+            description=(
+                f"Cannot write below {pipeline.settings.store}: {error.strerror}. Free or grow the disk (or mend the "
+                "permissions) and run this again. Partitions published earlier are as they were."
+            ),
+            allow_retries=False,
+        ) from error

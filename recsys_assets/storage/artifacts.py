@@ -1,0 +1,174 @@
+"""Artifacts of several files (training sets, models): `store/ASSET/DAY/VERSION/`, published in one step.
+
+The files are written under a temporary name, the manifest with their SHA-256 comes last, then the folder gets its name
+and at the very end the pointer `store/ASSET/DAY/current.json` moves. A kill between any two of these leaves the
+artifact as it was before. Nothing here is a pickle: arrays are safetensors, tables Parquet, the rest JSON.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_assets.storage import files
+
+MANIFEST = "manifest.json"
+_POINTER = "current.json"
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is missing or damaged; the message says which and what to do."""
+
+
+def version_of(**parts: Any) -> str:
+    """A short content version (16 hex digits): equal parts give equal versions on every machine."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact.
+
+    Attributes:
+        path: its folder.
+        version: its version.
+        info: what was said of it when it was published.
+    """
+
+    path: Path
+    version: str
+    info: dict[str, Any]
+
+    def verify(self) -> None:
+        """Compares every file with the manifest.
+
+        Raises:
+            ArtifactError: naming the first file that is missing or differs.
+        """
+        manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest["files"].items():
+            file = self.path / name
+            if not file.is_file() or files.sha256(file) != expected["sha256"]:
+                raise ArtifactError(
+                    f"{file} is missing or not what was published. Materialize this partition again to rebuild it."
+                )
+
+
+class Artifacts:
+    """The artifacts of a store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def current(self, asset: str, day: str) -> Artifact | None:
+        """The published artifact of a day, or None."""
+        pointer = self.root / asset / day / _POINTER
+        if not pointer.exists():
+            return None
+        return self.at(asset, day, json.loads(pointer.read_text(encoding="utf-8"))["version"])
+
+    def at(self, asset: str, day: str, version: str) -> Artifact | None:
+        """A certain version of a day's artifact, or None."""
+        path = self.root / asset / day / version
+        if not (path / MANIFEST).is_file():
+            return None
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return Artifact(path, version, manifest["info"])
+
+    def need(self, asset: str, day: str) -> Artifact:
+        """The verified artifact of a day.
+
+        Raises:
+            ArtifactError: there is none, or it is damaged.
+        """
+        artifact = self.current(asset, day)
+        if artifact is None:
+            raise ArtifactError(f"{asset} has no partition {day} yet. Materialize {asset} for {day} first.")
+        artifact.verify()
+        return artifact
+
+    def days(self, asset: str) -> list[str]:
+        """The days that have an artifact, in order."""
+        folder = self.root / asset
+        if not folder.is_dir():
+            return []
+        return sorted(path.name for path in folder.iterdir() if (path / _POINTER).exists())
+
+    @contextlib.contextmanager
+    def publish(
+        self, asset: str, day: str, version: str, info: dict[str, Any], keep: frozenset[str] = frozenset()
+    ) -> Iterator[Path]:
+        """Yields an empty folder to fill; when the block ends well it becomes the day's artifact.
+
+        Args:
+            info: JSON-able facts stored in the manifest; may still be filled inside the block.
+            keep: versions of this day, besides the new one, that must stay (the champion's). Others go.
+        """
+        folder = self.root / asset / day
+        folder.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(folder)
+        temporary = folder / files.temporary_name()
+        temporary.mkdir()
+        try:
+            yield temporary
+            listed = {}
+            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+                files.fsync(path)
+                listed[path.relative_to(temporary).as_posix()] = {
+                    "sha256": files.sha256(path),
+                    "bytes": path.stat().st_size,
+                }
+            manifest = {"asset": asset, "day": day, "version": version, "info": info, "files": listed}
+            files.write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+            target = folder / version
+            if target.exists():  # an equal version, damaged or rebuilt by hand: the new copy takes its place
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+            files.fsync(folder)
+            files.write_bytes(folder / _POINTER, json.dumps({"version": version}).encode())
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for path in folder.iterdir():
+            if path.is_dir() and path.name not in keep | {version} and not path.name.startswith(".tmp-"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def save_state(folder: Path, arrays: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> None:
+    """Writes a model's state: `arrays.safetensors` (same arrays, same bytes) and `params.json`."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "arrays.safetensors")
+    (folder / "params.json").write_text(json.dumps(params, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def load_state(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Reads what `save_state` wrote."""
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "arrays.safetensors"), json.loads((folder / "params.json").read_text(encoding="utf-8"))
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a published file, or a copy where the file system has no hard links.
+
+    Published files are never changed in place, so sharing them is safe.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """`link` for every file below `source`."""
+    shutil.copytree(source, target, copy_function=lambda a, b: link(Path(a), Path(b)))

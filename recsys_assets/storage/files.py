@@ -1,0 +1,71 @@
+"""Writing files so that a kill at any moment leaves the old one or the new one, never a torn one."""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+_TEMPORARY = re.compile(r"^\.tmp-(\d+)-")
+
+
+def temporary_name() -> str:
+    """A name that listings skip and that tells which process made it, so that a later one can clear up after a kill."""
+    return f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; when the block ends well, what stands there takes the name `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    temporary = path.parent / temporary_name()
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a small file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes temporary files and folders whose process is gone (killed, or the machine went down)."""
+    for entry in os.scandir(folder):
+        if (match := _TEMPORARY.match(entry.name)) and not _alive(int(match[1])):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,68 @@
+"""One Parquet file a table and day: `store/TABLE/YYYY-MM-DD.parquet`.
+
+A partition is replaced by one rename, so readers and parallel backfills never meet a lock or half a day. What is known
+of the partition (its version, counts) travels inside the file's own metadata: two files could disagree after a kill.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from recsys_assets.storage import files
+
+_DAY_FILE = re.compile(r"^(\d{4}-\d{2}-\d{2})\.parquet$")
+_INFO_KEY = "recsys"
+
+
+def info_text(info: dict[str, Any]) -> str:
+    """The value of the file metadata entry `recsys`, for writers that set it themselves."""
+    return json.dumps(info, sort_keys=True)
+
+
+class Tables:
+    """The tables of a store.
+
+    Attributes:
+        root: the store's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, table: str, day: str) -> Path:
+        return self.root / table / f"{day}.parquet"
+
+    def days(self, table: str) -> list[str]:
+        """The days that have a partition, in order."""
+        folder = self.root / table
+        if not folder.is_dir():
+            return []
+        return sorted(match[1] for path in folder.iterdir() if (match := _DAY_FILE.match(path.name)))
+
+    def info(self, table: str, day: str) -> dict[str, Any] | None:
+        """What was said of the partition when it was published; None if there is none."""
+        path = self.path(table, day)
+        if not path.exists():
+            return None
+        entries = pq.read_metadata(path).metadata or {}
+        info: dict[str, Any] = json.loads(entries.get(_INFO_KEY.encode(), b"{}"))
+        return info
+
+    def read(self, table: str, day: str, columns: list[str] | None = None) -> pl.DataFrame:
+        return pl.read_parquet(self.path(table, day), columns=columns)
+
+    def publish(self, table: str, day: str, write: Callable[[Path], None]) -> None:
+        """Replaces a partition by the file that `write` makes at the path it is given."""
+        with files.replacing(self.path(table, day)) as temporary:
+            write(temporary)
+
+    def publish_frame(self, table: str, day: str, frame: pl.DataFrame, info: dict[str, Any]) -> None:
+        def write(path: Path) -> None:
+            frame.write_parquet(path, compression="zstd", metadata={_INFO_KEY: info_text(info)})
+
+        self.publish(table, day, write)

@@ -1,0 +1,94 @@
+"""`store/warehouse.duckdb`: views over the tables' Parquet files, for people and their tools.
+
+A DuckDB file admits one writing process or many readers. Runs therefore never compute in it: they write Parquet and
+touch the file only when a view is new or its text changed, so a person's open shell blocks no run.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+
+from recsys_assets.storage import files
+
+DATABASE = "warehouse.duckdb"
+_CREATED = "warehouse.views.json"
+
+# view -> (table whose files it reads, what it selects); `day` is the partition
+_VIEWS = {
+    "raw_objects": ("raw_events", "* EXCLUDE (content)"),
+    "raw_events": (
+        "raw_events",
+        "day, key, etag, json_keys.record, json_keys.body",
+    ),
+    "interactions": (
+        "interactions",
+        "day, user_id, item_id, action, timestamp, category_id, price, source_key, record, off_day",
+    ),
+    "rejected_events": ("interactions", "day, source_key, record, reason, detail, excerpt"),
+    "metrics": ("evaluation", "*"),
+    "promotions": ("promotion", "*"),
+    "recommendations": ("recommendations", "*"),
+    "similar_items": ("similar_items", "*"),
+}
+_WHERE = {"interactions": "reason IS NULL", "rejected_events": "reason IS NOT NULL"}
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def view_sql(view: str, root: Path) -> str:
+    """The CREATE VIEW statement of a view over the store at `root`."""
+    table, columns = _VIEWS[view]
+    source = (
+        f"(SELECT parse_filename(filename, true)::DATE AS day, * EXCLUDE (filename) "
+        f"FROM read_parquet({_quoted(root / table / '*.parquet')}, filename=true, union_by_name=true))"
+    )
+    if view == "raw_events":  # a record a row; an object that is no JSON array is one row
+        source = (
+            f"(SELECT *, unnest(CASE WHEN body IS NULL THEN [{{'record': 0, 'body': decoded}}] ELSE "
+            "list_transform(body, (b, i) -> {'record': i - 1, 'body': b::VARCHAR}) END) AS json_keys "
+            "FROM (SELECT *, TRY(decode(content)) AS decoded, "
+            f"""TRY(from_json(TRY(decode(content)), '["JSON"]')) AS body FROM {source}))"""
+        )
+    where = f" WHERE {_WHERE[view]}" if view in _WHERE else ""
+    return f'CREATE OR REPLACE VIEW "{view}" AS SELECT {columns} FROM {source}{where}'
+
+
+class Warehouse:
+    """The DuckDB file of a store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.path = root / DATABASE
+
+    def ensure_views(self, table: str, log: Callable[[str], None]) -> None:
+        """Creates the views over a table that has at least one file, unless they stand there as wanted.
+
+        While another program holds the file open the views stay as they are and `log` says so: a person's shell must
+        not fail a run.
+        """
+        created = self._created()
+        wanted = {view: view_sql(view, self.root) for view, (source, _) in _VIEWS.items() if source == table}
+        if self.path.exists() and all(created.get(view) == sql for view, sql in wanted.items()):
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            connection = duckdb.connect(self.path)
+        except duckdb.IOException as error:
+            if "lock" not in str(error).lower():
+                raise
+            log(f"{self.path} is open in another program: the views {', '.join(wanted)} are made on a later run.")
+            return
+        try:
+            for sql in wanted.values():
+                connection.execute(sql)
+        finally:
+            connection.close()
+        files.write_bytes(self.root / _CREATED, json.dumps(created | wanted, indent=1, sort_keys=True).encode())
+
+    def _created(self) -> dict[str, str]:
+        path = self.root / _CREATED
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

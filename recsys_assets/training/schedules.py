@@ -1,0 +1,63 @@
+"""The jobs and when they run by themselves."""
+
+from typing import Any
+
+import dagster as dg
+
+from recsys_assets.partitions import daily, day_of
+from recsys_assets.settings import load_settings
+
+INGEST_ASSETS = dg.AssetSelection.assets("raw_events", "interactions", "rejected_events")
+
+ingest = dg.define_asset_job(
+    "ingest",
+    INGEST_ASSETS,
+    description="raw_events and interactions (with rejected_events) of a day: what the sensor asks for.",
+)
+train = dg.define_asset_job(
+    "train",
+    dg.AssetSelection.groups("training", "models", "evaluation", "serving"),
+    description="Everything from the training set to the recommendations of a day.",
+)
+
+_MODELS = ("popularity", "repeat", "transition", "als", "sequence")
+FULL_REFIT: dict[str, Any] = {"ops": {f"{name}_model": {"config": {"full_refit": True}} for name in _MODELS}}
+
+
+def _last_complete_day(context: dg.ScheduleEvaluationContext) -> str | None:
+    """The newest partition whose day is over at the tick: yesterday, or the last day of a closed history."""
+    zone = load_settings().calendar.time_zone
+    today = day_of(context.scheduled_execution_time, zone)
+    keys = [key for key in daily.get_partition_keys(context.scheduled_execution_time) if key < today]
+    return keys[-1] if keys else None
+
+
+def _request(context: dg.ScheduleEvaluationContext, config: dict[str, Any]) -> dg.RunRequest | dg.SkipReason:
+    day = _last_complete_day(context)
+    if day is None:
+        return dg.SkipReason("no day of the calendar is over yet")
+    return dg.RunRequest(
+        run_key=f"{day}:{context.scheduled_execution_time:%Y%m%d}", partition_key=day, run_config=config
+    )
+
+
+@dg.schedule(
+    cron_schedule="0 3 * * *",
+    job=train,
+    execution_timezone=load_settings().calendar.time_zone,
+    description="Every night at 3: train on everything up to yesterday, measure, promote, recommend.",
+)
+def nightly_train(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    if context.scheduled_execution_time.weekday() == 6:
+        return dg.SkipReason("Sunday: weekly_full_refit does it")
+    return _request(context, {})
+
+
+@dg.schedule(
+    cron_schedule="0 3 * * 0",
+    job=train,
+    execution_timezone=load_settings().calendar.time_zone,
+    description="Sundays at 3: the same, but every model learns from scratch, which bounds the chain of updates.",
+)
+def weekly_full_refit(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    return _request(context, FULL_REFIT)
