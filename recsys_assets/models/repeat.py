@@ -1,5 +1,6 @@
 """What a user comes back to: their own items, by how often, how lately and how regularly they were met."""
 
+from itertools import pairwise
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -42,7 +43,7 @@ class RepeatModel:
     name: ClassVar[str] = "repeat"
 
     def __init__(self, half_life_days: float, network: Arrays, items: Floats) -> None:
-        """`network`: mean, scale, w0, b0, w1, b1, w2 or empty; items: float32[n_items, f] what is known of each item."""
+        """`network`: mean, scale, w0, b0, w1, b1, w2, b2, or empty; `items`: float32[n_items, 4] `item_features`."""
         self.half_life_days = half_life_days
         self.network = network
         self.items = items
@@ -187,7 +188,7 @@ def _learn(examples: _Examples, settings: Settings, log: Log) -> Arrays:
     rng = np.random.default_rng(settings.training.seed)
     widths = (len(mean), *_HIDDEN, 1)
     weights = {"mean": mean, "scale": scale}
-    for layer, (wide, narrow) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for layer, (wide, narrow) in enumerate(pairwise(widths)):
         weights[f"w{layer}"] = (rng.normal(size=(wide, narrow)) / wide**0.5).astype(np.float32)
         weights[f"b{layer}"] = np.zeros(narrow, np.float32)
     with one_thread():
