@@ -174,8 +174,8 @@ def preflight() -> None:
 @explained
 def run(job: str, day: datetime | None, first: datetime | None, last: datetime | None, full_refit: bool) -> None:
     """Run a job for a day or a range of days, in one run that the UI shows too."""
+    from recsys_assets.days import shift
     from recsys_assets.launch import open_instance, run_job
-    from recsys_assets.partitions import shift
     from recsys_assets.pipeline import Pipeline
     from recsys_assets.training.schedules import FULL_REFIT
 

@@ -81,5 +81,8 @@ def run_job(
             raise RunFailed(f"{job} for {', '.join(days)} ended without success; its log in the UI says more")
         data = failed.step_failure_data
         said = data.user_failure_data.description if data.user_failure_data else None
-        raise RunFailed(f"{failed.step_key}: {said or (data.error.message if data.error else 'failed')}")
+        error = data.error
+        while said is None and error is not None:  # the innermost cause is what went wrong
+            said, error = (None, error.cause) if error.cause else (error.message.strip(), None)
+        raise RunFailed(f"{failed.step_key}: {said or 'failed'}")
     return result

@@ -1,7 +1,7 @@
-"""The one daily partitions definition, and what a day means in the shop's time zone."""
+"""The one daily partitions definition, read from the home's calendar when Dagster loads the definitions."""
 
-from datetime import UTC, date, datetime, timedelta
-from zoneinfo import ZoneInfo
+import warnings
+from datetime import timedelta
 
 import dagster as dg
 
@@ -21,22 +21,7 @@ def partitions_of(calendar: CalendarSettings) -> dg.DailyPartitionsDefinition:
     )
 
 
-def day_start_ms(day: str, time_zone: str) -> int:
-    """Local midnight at which `day` begins, in milliseconds UTC."""
-    return int(datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(time_zone)).timestamp() * 1000)
-
-
-def day_of(moment: datetime, time_zone: str) -> str:
-    """The local day of an aware moment."""
-    return moment.astimezone(ZoneInfo(time_zone)).date().isoformat()
-
-
-def shift(day: str, days: int) -> str:
-    return (date.fromisoformat(day) + timedelta(days=days)).isoformat()
-
-
-def today(time_zone: str) -> str:
-    return day_of(datetime.now(UTC), time_zone)
-
+# backfill_policy is marked beta on @asset (not on @multi_asset); we use it on purpose, on every asset.
+warnings.filterwarnings("ignore", message="Parameter `backfill_policy` of function `asset`", category=dg.BetaWarning)
 
 daily = partitions_of(load_settings().calendar)

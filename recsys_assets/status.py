@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from recsys_assets.days import day_start_ms
 from recsys_assets.ingest import listing
 from recsys_assets.ingest.sensors import look
-from recsys_assets.partitions import day_start_ms, partitions_of
+from recsys_assets.partitions import partitions_of
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.reporting import summary
 from recsys_assets.settings import SettingsError

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recsys_assets.days import day_start_ms, shift
 from recsys_assets.evaluation.measure import (
     HYBRID,
     MAIN_CUTOFF,
@@ -23,7 +24,6 @@ from recsys_assets.evaluation.promotion import Evidence
 from recsys_assets.evaluation.tasks import Task, bought_pairs, prediction_task
 from recsys_assets.models.base import Log
 from recsys_assets.models.hybrid import Forbidden, HybridModel
-from recsys_assets.partitions import day_start_ms, shift
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.alignment import in_model_space
 from recsys_assets.storage.artifacts import Artifact

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from recsys_assets import reporting
+from recsys_assets.days import shift, today
 from recsys_assets.ingest import listing
 from recsys_assets.ingest.decode import RAW_SCHEMA, raw_batches
 from recsys_assets.ingest.sensors import FINGERPRINT
 from recsys_assets.ingest.validate import CleanResult, clean
-from recsys_assets.partitions import daily, shift, today
+from recsys_assets.partitions import daily
 from recsys_assets.pipeline import InputError, Pipeline, explained_failures
 from recsys_assets.storage.artifacts import version_of
 from recsys_assets.storage.bucket import LogObject, fetch
@@ -26,8 +27,6 @@ from recsys_assets.storage.tables import info_text
 
 RAW_CODE = "1"
 CLEAN_CODE = "1"
-
-_RETRIES = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
 class RawConfig(dg.Config):
@@ -45,7 +44,6 @@ class RawConfig(dg.Config):
     kinds={"s3", "json", "parquet"},
     owners=reporting.OWNERS,
     code_version=RAW_CODE,
-    retry_policy=_RETRIES,
     description=(
         "Every log object of the day as it came, with key, ETag and size: the day can be cleaned again by new rules, "
         "or after the bucket's lifecycle has deleted it. A day's objects are those in its dated folder; undated ones "

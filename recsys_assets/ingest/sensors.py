@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from recsys_assets.days import shift, today
 from recsys_assets.ingest import listing
-from recsys_assets.partitions import daily, shift, today
+from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import IngestSettings
 from recsys_assets.storage.bucket import BucketError

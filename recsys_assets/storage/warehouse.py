@@ -18,10 +18,7 @@ _CREATED = "warehouse.views.json"
 # view -> (table whose files it reads, what it selects); `day` is the partition
 _VIEWS = {
     "raw_objects": ("raw_events", "* EXCLUDE (content)"),
-    "raw_events": (
-        "raw_events",
-        "day, key, etag, json_keys.record, json_keys.body",
-    ),
+    "raw_events": ("raw_events", "day, key, etag, record, body"),
     "interactions": (
         "interactions",
         "day, user_id, item_id, action, timestamp, category_id, price, source_key, record, off_day",
@@ -46,12 +43,11 @@ def view_sql(view: str, root: Path) -> str:
         f"(SELECT parse_filename(filename, true)::DATE AS day, * EXCLUDE (filename) "
         f"FROM read_parquet({_quoted(root / table / '*.parquet')}, filename=true, union_by_name=true))"
     )
-    if view == "raw_events":  # a record a row; an object that is no JSON array is one row
+    if view == "raw_events":  # a record a row; an object that is no sound array is one row
         source = (
-            f"(SELECT *, unnest(CASE WHEN body IS NULL THEN [{{'record': 0, 'body': decoded}}] ELSE "
-            "list_transform(body, (b, i) -> {'record': i - 1, 'body': b::VARCHAR}) END) AS json_keys "
-            "FROM (SELECT *, TRY(decode(content)) AS decoded, "
-            f"""TRY(from_json(TRY(decode(content)), '["JSON"]')) AS body FROM {source}))"""
+            "(SELECT *, generate_subscripts(bodies, 1) - 1 AS record, unnest(bodies) AS body FROM (SELECT *, "
+            """coalesce(TRY(from_json(decode(content), '["JSON"]'))::VARCHAR[], [TRY(decode(content))]) AS bodies """
+            f"FROM {source}))"
         )
     where = f" WHERE {_WHERE[view]}" if view in _WHERE else ""
     return f'CREATE OR REPLACE VIEW "{view}" AS SELECT {columns} FROM {source}{where}'

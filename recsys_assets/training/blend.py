@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pyarrow.parquet as pq
 
+from recsys_assets.days import day_start_ms, shift
 from recsys_assets.evaluation.tasks import Task, prediction_task
 from recsys_assets.models.base import Log
 from recsys_assets.models.hybrid import Day, Forbidden, HybridModel, learn_weights
-from recsys_assets.partitions import day_start_ms, shift
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import Settings
 from recsys_assets.storage.artifacts import Artifact, ArtifactError, link, link_tree, version_of

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from recsys_assets.days import day_start_ms, shift
 from recsys_assets.models import MEMBERS
 from recsys_assets.models.base import Log, Member
-from recsys_assets.partitions import day_start_ms, shift
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import Settings
 from recsys_assets.storage.artifacts import Artifact, link_tree, load_state, save_state, version_of

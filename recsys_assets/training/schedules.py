@@ -4,7 +4,8 @@ from typing import Any
 
 import dagster as dg
 
-from recsys_assets.partitions import daily, day_of
+from recsys_assets.days import day_of
+from recsys_assets.partitions import daily
 from recsys_assets.settings import load_settings
 
 INGEST_ASSETS = dg.AssetSelection.assets("raw_events", "interactions", "rejected_events")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from recsys_assets.days import day_start_ms, shift
 from recsys_assets.models.base import Log
-from recsys_assets.partitions import day_start_ms, shift
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage.artifacts import Artifact, version_of
 from recsys_assets.training import holdout, merge
