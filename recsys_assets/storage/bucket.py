@@ -309,8 +309,11 @@ class S3Bucket:
     def _get_plain(self, obj: LogObject) -> bytes:
         condition = {"IfMatch": obj.etag} if obj.etag else {}
         found = self._client.get_object(Bucket=self._name, Key=obj.key, **condition)
-        with found["Body"] as body:
+        body = found["Body"]  # no `with`: that gives the raw stream, whose errors are not botocore's
+        try:
             content: bytes = body.read()
+        finally:
+            body.close()
         self._check_version(obj, found.get("ETag"))
         if len(content) != obj.size:
             raise _Truncated(f"{len(content)} bytes of {obj.size}")
