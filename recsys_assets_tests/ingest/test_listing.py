@@ -1,0 +1,245 @@
+import fnmatch
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys_assets.ingest.listing import all_days, days_of, fingerprint, has_any
+from recsys_assets.settings import BucketSettings, Settings
+from recsys_assets.storage.bucket import LogObject, open_bucket
+
+
+def settings_of(bucket: BucketSettings, zone: str = "UTC", **changes: Any) -> Settings:
+    return Settings(
+        home=Path("/nowhere"),
+        bucket=bucket.model_copy(update=changes),
+        calendar={"time_zone": zone},  # type: ignore[arg-type]
+    )
+
+
+def today() -> str:
+    """The day of LastModified of what a test puts; a test that runs over midnight may ask for a wrong one."""
+    return datetime.now(UTC).date().isoformat()
+
+
+@pytest.mark.parametrize(
+    ("layout", "keys"),
+    [
+        ("%Y/%m/%d/", ["2025/11/01/a.json", "2025/11/01/07/b.json", "2025/11/02/a.json"]),
+        ("dt=%Y-%m-%d/", ["dt=2025-11-01/a.json", "dt=2025-11-01/hour=07/b.json", "dt=2025-11-02/a.json"]),
+        ("year=%Y/%m%d/", ["year=2025/1101/a.json", "year=2025/1101/x/y/b.json", "year=2025/1102/a.json"]),
+        ("%Y/%m/%d/%H/", ["2025/11/01/07/a.json", "2025/11/01/23/b.json", "2025/11/02/00/a.json"]),
+        ("%Y/%Y-%m-%d/", ["2025/2025-11-01/a.json", "2025/2025-11-01/b.json", "2025/2025-11-02/a.json"]),
+    ],
+)
+def test_layouts(any_bucket: BucketSettings, layout: str, keys: list[str]) -> None:
+    settings = settings_of(any_bucket, layout=layout)
+    bucket = open_bucket(settings.bucket, settings.home)
+    for key in keys:
+        bucket.put("logs/" + key, b"[]")
+    bucket.put("elsewhere/2025/11/01/a.json", b"[]")
+    found = days_of(bucket, settings, ["2025-11-01", "2025-11-03"])
+    assert {day: [obj.key for obj in objects] for day, objects in found.days.items()} == {
+        "2025-11-01": sorted("logs/" + key for key in keys[:2]),
+        "2025-11-03": [],
+    }
+    assert found.ignored == {}
+    assert all_days(bucket, settings) == {"2025-11-01": 2, "2025-11-02": 1}
+
+
+def test_undated_keys_belong_to_the_day_of_last_modified(any_bucket: BucketSettings) -> None:
+    settings = settings_of(any_bucket)
+    bucket = open_bucket(settings.bucket, settings.home)
+    undated = ["x.json", "2025/x.json", "2025/13/45/x.json", "2025/02/30/x.json", "2025/2/3/x.json", "misc/deep/x.json"]
+    for key in [*undated, "2025/11/01/x.json", "2025/11/x.json"]:
+        bucket.put("logs/" + key, b"[]")
+    day = today()
+    found = days_of(bucket, settings, ["2025-11-01", day])
+    assert [obj.key for obj in found.days["2025-11-01"]] == ["logs/2025/11/01/x.json"]
+    assert [obj.key for obj in found.days[day]] == sorted("logs/" + key for key in [*undated, "2025/11/x.json"])
+
+
+def test_the_calendars_time_zone_decides_about_undated_keys(tmp_path: Path) -> None:
+    late = datetime(2025, 11, 2, 23, 30, tzinfo=UTC).timestamp()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.json").write_bytes(b"[]")
+    os.utime(tmp_path / "logs" / "a.json", (late, late))
+    for zone, day in (("UTC", "2025-11-02"), ("Europe/Paris", "2025-11-03"), ("America/New_York", "2025-11-02")):
+        settings = settings_of(BucketSettings(url="file://."), zone)
+        bucket = open_bucket(settings.bucket, tmp_path)
+        assert all_days(bucket, settings) == {day: 1}
+
+
+def test_ignored(any_bucket: BucketSettings) -> None:
+    settings = settings_of(any_bucket)
+    bucket = open_bucket(settings.bucket, settings.home)
+    read = ["a.json", "a.ndjson", "a.jsonl", "a.json.gz", "a.ndjson.zst", "a.JSON", "temporary.json", "x/b.jsonl.gz"]
+    ignored = ["temp-a.json", ".a.json", "_a.json", "_temporary/0/a.json", "a.csv", "a.json.bz2", "json", "a.gz"]
+    for key in read + ignored:
+        bucket.put("logs/2025/11/01/" + key, b"")
+    if any_bucket.url.startswith("s3"):
+        bucket.put("logs/2025/11/01/", b"")
+        bucket.put("logs/2025/11/01/folder/", b"")
+    found = days_of(bucket, settings, ["2025-11-01"])
+    assert [obj.key for obj in found.days["2025-11-01"]] == sorted("logs/2025/11/01/" + key for key in read)
+    markers = {"directory_marker": 2} if any_bucket.url.startswith("s3") else {}
+    assert found.ignored == {"ignored_name": 4, "suffix": 4} | markers
+
+
+def test_other_days_are_not_listed(any_bucket: BucketSettings) -> None:
+    settings = settings_of(any_bucket)
+    bucket = open_bucket(settings.bucket, settings.home)
+    for day in range(1, 29):
+        bucket.put(f"logs/2025/11/{day:02}/a.json", b"[]")
+    found = days_of(bucket, settings, ["2025-11-05", "2025-11-06"])
+    assert [len(objects) for objects in found.days.values()] == [1, 1]
+    assert found.requests == 1 + 1 + 1 + 2  # logs/, 2025/, 11/ and the two days
+
+
+def test_has_any(any_bucket: BucketSettings) -> None:
+    settings = settings_of(any_bucket)
+    bucket = open_bucket(settings.bucket, settings.home)
+    bucket.put("other/a.json", b"[]")
+    assert not has_any(bucket, settings)
+    bucket.put("logs/whatever.txt", b"")
+    assert has_any(bucket, settings)
+
+
+def test_hostile_keys_are_listed(s3_bucket: BucketSettings) -> None:
+    settings = settings_of(s3_bucket)
+    bucket = open_bucket(settings.bucket, settings.home)
+    keys = [
+        "logs/2025/11/01//a.json",
+        "logs/2025/11/01/../a.json",
+        "logs/2025/11/01/a\n.json",
+        "logs/2025/11/01/%2F.json",
+    ]
+    for key in [*keys, "logs//2025/11/01/a.json", "logs/../2025/11/01/a.json"]:
+        bucket.put(key, b"[]")
+    found = days_of(bucket, settings, ["2025-11-01", today()])
+    # the name '..' stands in a key only, and looks hidden
+    assert [obj.key for obj in found.days["2025-11-01"]] == sorted(set(keys) - {"logs/2025/11/01/../a.json"})
+    assert [obj.key for obj in found.days[today()]] == ["logs//2025/11/01/a.json"]
+    assert found.ignored == {"ignored_name": 2}
+
+
+def test_a_layout_with_an_unknown_code(tmp_path: Path) -> None:
+    settings = settings_of(BucketSettings(url="file://."), layout="%Y/%m/%d/%Q/")
+    with pytest.raises(ValueError, match="%Q"):
+        days_of(open_bucket(settings.bucket, tmp_path), settings, ["2025-11-01"])
+
+
+# --------------------------------------------------------------------------------------------------------- fingerprint
+
+
+def _object(
+    key: str, etag: str = "e", size: int = 1, modified: datetime = datetime(2025, 11, 1, tzinfo=UTC)
+) -> LogObject:
+    return LogObject(key, etag, size, modified)
+
+
+def test_fingerprint_is_of_keys_etags_and_sizes() -> None:
+    a, b = _object("a"), _object("b")
+    base = fingerprint([a, b])
+    assert (
+        base == fingerprint([b, a]) == fingerprint(iter([a, _object("b", modified=datetime(2026, 1, 1, tzinfo=UTC))]))
+    )
+    others = [[a], [a, b, _object("c")], [a, _object("b", "f")], [a, _object("b", size=2)], [_object('a", "e"'), b], []]
+    assert len({base, *map(fingerprint, others)}) == len(others) + 1
+    assert fingerprint([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+# ------------------------------------------------------------------------------------------------ against a slow reader
+
+
+class Keys:
+    """A bucket in memory."""
+
+    url = "test://"
+
+    def __init__(self, objects: list[LogObject]) -> None:
+        self.objects = sorted(objects, key=lambda obj: obj.key.encode())
+        self.list_requests = 0
+
+    def level(self, prefix: str) -> tuple[list[LogObject], list[str]]:
+        below = [obj for obj in self.objects if obj.key.startswith(prefix)]
+        direct = [obj for obj in below if "/" not in obj.key[len(prefix) :]]
+        names = {obj.key[: obj.key.index("/", len(prefix)) + 1] for obj in below if obj not in direct}
+        return direct, sorted(names)
+
+    def walk(self, prefix: str) -> Iterator[LogObject]:
+        return (obj for obj in self.objects if obj.key.startswith(prefix))
+
+
+names = st.sampled_from(
+    [
+        "2025",
+        "2024",
+        "11",
+        "12",
+        "13",
+        "01",
+        "30",
+        "31",
+        "x",
+        "",
+        "..",
+        "a.json",
+        "b.jsonl.gz",
+        "c.txt",
+        "temp-d.json",
+        "_e",
+    ]
+)
+dated = st.builds("{:04}/{:02}/{:02}/{}".format, st.just(2025), st.integers(10, 13), st.integers(0, 32), names)
+rest = dated | st.lists(names, min_size=1, max_size=6).map("/".join)
+keys = st.builds(lambda prefix, rest: prefix + rest, st.sampled_from(["logs/", "logs/", "logs/", "log", ""]), rest)
+
+
+def slow_day(obj: LogObject, zone: str) -> tuple[str, str]:
+    """The day of a key below logs/ and its part below the day's folder."""
+    if match := re.match(r"logs/(\d{4})/(\d{2})/(\d{2})/", obj.key):
+        try:
+            return date(int(match[1]), int(match[2]), int(match[3])).isoformat(), obj.key[match.end() :]
+        except ValueError:
+            pass
+    return obj.last_modified.astimezone(ZoneInfo(zone)).date().isoformat(), obj.key[len("logs/") :]
+
+
+def is_read(below: str, ignore: list[str]) -> bool:
+    hidden = any(fnmatch.fnmatchcase(part, glob) for part in below.split("/") for glob in ignore)
+    return below.endswith((".json", ".jsonl.gz")) and not hidden
+
+
+@given(
+    st.lists(keys, unique=True, max_size=30),
+    st.lists(st.dates(date(2025, 10, 28), date(2025, 12, 5)).map(date.isoformat), unique=True, max_size=8),
+    st.sampled_from(["UTC", "Asia/Tokyo"]),
+    st.integers(0, 40 * 24),
+)
+def test_every_key_is_listed_for_its_day(listed: list[str], days: list[str], zone: str, hours: int) -> None:
+    start = datetime(2025, 11, 1, tzinfo=UTC)
+    objects = [
+        _object(key, modified=start + timedelta(hours=(hours * number) % 800))
+        for number, key in enumerate(listed)
+        if key
+    ]
+    settings = settings_of(BucketSettings(), zone)
+    expected: dict[str, list[str]] = {}
+    for obj in sorted(objects, key=lambda obj: obj.key.encode()):
+        if obj.key.startswith("logs/"):
+            day, below = slow_day(obj, zone)
+            if is_read(below, settings.bucket.ignore_names):
+                expected.setdefault(day, []).append(obj.key)
+    bucket = Keys(objects)
+    found = days_of(bucket, settings, days)  # type: ignore[arg-type]
+    assert {day: [obj.key for obj in found.days[day]] for day in days} == {day: expected.get(day, []) for day in days}
+    assert set(found.days) == set(days)
+    assert all_days(bucket, settings) == {day: len(expected[day]) for day in sorted(expected)}  # type: ignore[arg-type]
