@@ -269,12 +269,12 @@ def interactions(
     context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult]:
     totals = {"records in": 0, "kept": 0, "rejected": 0, "duplicates": 0}
-    with explained_failures(pipeline):
-        progress = reporting.Progress(context.log.info)
-        days = list(context.partition_keys)
+    days = list(context.partition_keys)
+    progress = reporting.Progress(context.log.info)
+    with explained_failures(pipeline), duckdb.connect() as connection:  # to connect costs as much as a small day
         for number, day in enumerate(days):
             started = time.monotonic()
-            info, fresh = clean_day(pipeline, day)
+            info, fresh = clean_day(connection, pipeline, day)
             counts = info["counts"]
             rejected = sum(counts["rejected"].values())
             for name, value in zip(
@@ -335,7 +335,7 @@ def interactions(
     yield dg.MaterializeResult(asset_key="rejected_events")
 
 
-def clean_day(pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
+def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
     """Publishes a day's interactions and rejections unless they stand there made from equal inputs.
 
     Returns: the partition's info (version, fingerprint, counts) and whether it is new.
@@ -350,8 +350,7 @@ def clean_day(pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
     existing = pipeline.tables.info("interactions", day)
     if existing is not None and existing["version"] == version:
         return existing, False
-    with duckdb.connect() as connection:
-        result = clean(connection, raw, day, pipeline.settings)
+    result = clean(connection, raw, day, pipeline.settings)
     info = {
         "version": version,
         FINGERPRINT: fingerprint,
