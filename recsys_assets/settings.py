@@ -114,7 +114,7 @@ class TrainingSettings(_Section):
 
 
 class PopularitySettings(_Section):
-    half_life_days: float = Field(3.0, gt=0)
+    half_life_days: float = Field(7.0, gt=0)
 
 
 class RepeatSettings(_Section):
@@ -127,17 +127,17 @@ class RepeatSettings(_Section):
 
 class TransitionSettings(_Section):
     half_life_days: float = Field(90.0, gt=0, description="how fast a transition ages")
-    max_gap: int = Field(12, ge=1, description="positions between the two items of a transition")
+    max_gap: int = Field(12, ge=1, description="steps between the two items of a transition, at most")
     reverse: float = Field(0.3, ge=0, description="weight of the reverse direction")
     popularity_power: float = Field(0.3, ge=0, le=1)
-    history_decay: float = Field(0.6, gt=0, le=1, description="weight of each older item of a user's history")
+    history_decay: float = Field(0.7, gt=0, le=1, description="weight of each older visit of a user's history")
     neighbours: int = Field(500, ge=1, description="transitions kept per item")
 
 
 class AlsSettings(_Section):
     factors: int = Field(64, ge=1)
-    regularization: float = Field(10.0, ge=0)
-    alpha: float = Field(10.0, gt=0)
+    regularization: float = Field(30.0, ge=0)
+    alpha: float = Field(1.0, gt=0, description="confidence is 1 + alpha * weight * decay")
     half_life_days: float = Field(90.0, gt=0)
     iterations: int = Field(12, ge=1)
     update_iterations: int = Field(2, ge=1)
@@ -152,10 +152,10 @@ class SequenceSettings(_Section):
     negatives: int = Field(256, ge=1, description="shared sampled negatives; all items when the catalogue is small")
     full_softmax_items: int = Field(3000, ge=0, description="catalogues up to this size use the full softmax")
     learning_rate: float = Field(1e-3, gt=0)
-    batch_tokens: int = Field(6400, ge=64)
+    batch_tokens: int = Field(1024, ge=64)
     epochs: int = Field(30, ge=1)
     patience: int = Field(3, ge=1, description="epochs without a better validation before training stops")
-    max_tokens: int = Field(6_000_000, ge=1000, description="steps read in all epochs together; the newest count most")
+    max_tokens: int = Field(4_000_000, ge=1000, description="steps read in all epochs together; the newest count most")
     max_seconds: float = Field(600, gt=0, description="no new epoch is begun after this long (reruns may then differ)")
     update_epochs: int = Field(1, ge=1)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from recsys_assets.models.transition import TransitionModel
 from recsys_assets.settings import Settings
 
 Members = Mapping[str, Member]
+Pairs = tuple[Ints, Ints]
 Bools = NDArray[np.bool_]
 
 # Used where there is nothing to learn weights on (the first days of a shop).
@@ -29,24 +30,25 @@ _SWEEPS = 3
 _CUTOFF = 10
 
 
-class Forbidden(NamedTuple):
-    """int32[f] rows (users of the history) and int32[f] items that must not be recommended to them."""
+class Day(Protocol):
+    """What weights are learned on: what users had done before a moment, and what they did then.
 
-    rows: Ints
-    items: Ints
-
-
-class Day(NamedTuple):
-    """What weights are learned on: what users had done before a moment and what they did after.
-
-    target_rows, target_items: int32[t] distinct (row of `history`, item) pairs.
+    target_rows, target_items: int32[t] distinct (row of `history`, item) pairs. forbidden_rows, forbidden_items:
+    int32[f] pairs that must not be recommended. `evaluation.tasks.Task` is one.
     """
 
-    history: Events
-    at_ms: int
-    target_rows: Ints
-    target_items: Ints
-    forbidden: Forbidden | None = None
+    @property
+    def history(self) -> Events: ...
+    @property
+    def at_ms(self) -> int: ...
+    @property
+    def target_rows(self) -> Ints: ...
+    @property
+    def target_items(self) -> Ints: ...
+    @property
+    def forbidden_rows(self) -> Ints: ...
+    @property
+    def forbidden_items(self) -> Ints: ...
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,14 @@ class HybridModel:
         at_ms: int,
         n: int,
         *,
-        forbidden: Forbidden | None = None,
+        forbidden: Pairs | None = None,
         allowed: Bools | None = None,
         detail: bool = False,
     ) -> Recommendations:
         """The best `n` items for every user of `history`, as of `at_ms` (milliseconds UTC), in bounded memory.
 
         Args:
-            forbidden: (row, item) pairs to leave out (bought before, say).
+            forbidden: int32[f] rows and int32[f] items, pairs to leave out (bought before, say).
             allowed: bool[n_items], the items that may be recommended (None: all).
             detail: also return each member's contribution and its own list, from the same pass over the scores.
 
@@ -170,12 +172,12 @@ def learn_weights(members: Members, days: Sequence[Day], settings: Settings, log
     """Weights that maximise the mean NDCG@10 over the candidates of at most 2,000 rows with targets.
 
     Coordinate ascent on a small grid with 0 in it, begun at the best single member: on those rows the result is never
-    worse than any member alone. Deterministic. Without rows: `DEFAULT_WEIGHTS`.
+    worse than any member alone. Deterministic. Without rows or members: `DEFAULT_WEIGHTS`.
     """
     pools = _weight_pools(members, days, settings)
     if not pools:
         log("weights: no days to learn from, the defaults are taken")
-        return {name: DEFAULT_WEIGHTS.get(name, 0.0) for name in members}
+        return {name: DEFAULT_WEIGHTS.get(name, 0.0) for name in members or DEFAULT_WEIGHTS}
     tried: dict[tuple[float, ...], float] = {}
     names = list(members)
 
@@ -239,7 +241,7 @@ class _Pool:
 
 
 def _pools(
-    members: Members, history: Events, at_ms: int, k: int, forbidden: Forbidden | None, allowed: Bools | None, own: int
+    members: Members, history: Events, at_ms: int, k: int, forbidden: Pairs | None, allowed: Bools | None, own: int
 ) -> Any:
     """Yields (first row, _Pool) for batches of users; `own` is the length of the members' own lists."""
     n_items = history.n_items
@@ -247,9 +249,9 @@ def _pools(
         raise ValueError(f"allowed has {len(allowed)} entries for {n_items} items")
     closed = None if allowed is None else np.flatnonzero(~allowed)
     rows = np.zeros(0, np.int32)
-    if forbidden is not None and len(forbidden.rows):
-        order = np.argsort(forbidden.rows, kind="stable")
-        rows, items = forbidden.rows[order], forbidden.items[order]
+    if forbidden is not None and len(forbidden[0]):
+        order = np.argsort(forbidden[0], kind="stable")
+        rows, items = forbidden[0][order], forbidden[1][order]
     for begin in range(0, history.n_users if n_items else 0, _BATCH_ROWS):
         users = np.arange(begin, min(begin + _BATCH_ROWS, history.n_users), dtype=np.int32)
         part = history.of_users(users)
@@ -347,14 +349,14 @@ def _best(pool: _Pool, total: Floats, n: int) -> tuple[Ints, Bools]:
     return columns, np.take_along_axis(pool.items, columns, axis=1) >= 0
 
 
-def _weight_pools(members: Members, days: Sequence[Day], settings: Settings) -> list[tuple[_Pool, tuple[Ints, Ints]]]:
+def _weight_pools(members: Members, days: Sequence[Day], settings: Settings) -> list[tuple[_Pool, Pairs]]:
     """(candidates, targets as (rows, items)) of a seeded sample of the rows with targets, day by day."""
     rng = np.random.default_rng(settings.training.seed)
     with_targets = [np.unique(day.target_rows) for day in days]
     total = sum(len(rows) for rows in with_targets)
     chosen = np.zeros(total, bool)
     chosen[rng.permutation(total)[:_WEIGHT_ROWS]] = True
-    pools: list[tuple[_Pool, tuple[Ints, Ints]]] = []
+    pools: list[tuple[_Pool, Pairs]] = []
     begin = 0
     for day, rows in zip(days, with_targets, strict=True):
         users = rows[chosen[begin : begin + len(rows)]].astype(np.int32)
@@ -363,10 +365,8 @@ def _weight_pools(members: Members, days: Sequence[Day], settings: Settings) -> 
             continue
         renumber = np.full(day.history.n_users, -1, np.int32)
         renumber[users] = np.arange(len(users))
-        forbidden = None
-        if day.forbidden is not None:
-            kept = renumber[day.forbidden.rows] >= 0
-            forbidden = Forbidden(renumber[day.forbidden.rows[kept]], day.forbidden.items[kept])
+        kept = renumber[day.forbidden_rows] >= 0
+        forbidden = (renumber[day.forbidden_rows[kept]], day.forbidden_items[kept])
         kept = renumber[day.target_rows] >= 0
         target_rows, target_items = renumber[day.target_rows[kept]], day.target_items[kept]
         history = day.history.of_users(users)
@@ -376,7 +376,7 @@ def _weight_pools(members: Members, days: Sequence[Day], settings: Settings) -> 
     return pools
 
 
-def _ndcg(pools: list[tuple[_Pool, tuple[Ints, Ints]]], weights: Mapping[str, float]) -> float:
+def _ndcg(pools: list[tuple[_Pool, Pairs]], weights: Mapping[str, float]) -> float:
     total, rows = 0.0, 0
     for pool, (target_rows, target_items) in pools:
         columns, valid = _best(pool, pool.weighted(weights), _CUTOFF)
@@ -388,4 +388,4 @@ def _ndcg(pools: list[tuple[_Pool, tuple[Ints, Ints]]], weights: Mapping[str, fl
     return total / rows
 
 
-__all__ = ["DEFAULT_WEIGHTS", "Day", "Forbidden", "HybridModel", "Recommendations", "learn_weights"]
+__all__ = ["DEFAULT_WEIGHTS", "Day", "HybridModel", "Recommendations", "learn_weights"]
