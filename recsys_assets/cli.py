@@ -197,6 +197,15 @@ def _day(moment: datetime | date | None) -> str:
     return moment.date().isoformat() if isinstance(moment, datetime) else moment.isoformat()
 
 
+@main.command()
+@explained
+def settings() -> None:
+    """All settings of this home: their values and what they mean, as YAML for settings.yaml."""
+    from recsys_assets.settings import described
+
+    say(described(load_settings()))
+
+
 @main.command("redraw-holdout")
 @click.option(
     "--day", type=click.DateTime(["%Y-%m-%d"]), required=True, help="draw from the interactions up to this day"

@@ -301,3 +301,20 @@ def _names_at(where: tuple[str, ...]) -> list[str]:
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return []
     return [name for name in section.model_fields if name != "home"]
+
+
+def described(settings: Settings) -> str:
+    """The settings as YAML, each line with what it means."""
+    lines = [f"# home: {settings.home}"]
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            lines.append(f"\n{name}:")
+            for inner, inner_field in type(value).model_fields.items():
+                text = yaml.safe_dump(value.model_dump(mode="json")[inner], default_flow_style=True)
+                meaning = f"  # {inner_field.description}" if inner_field.description else ""
+                lines.append(f"  {inner}: {text.removesuffix('...' + chr(10)).strip()}{meaning}")
+        elif name != "home":
+            text = yaml.safe_dump(value, default_flow_style=True).strip()
+            lines.append(f"\n{name}: {text}  # {field.description}")
+    return "\n".join(lines)

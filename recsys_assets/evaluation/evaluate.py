@@ -23,7 +23,7 @@ from recsys_assets.evaluation.metrics import coverage, paired_bootstrap
 from recsys_assets.evaluation.promotion import Evidence
 from recsys_assets.evaluation.tasks import Task, bought_pairs, prediction_task
 from recsys_assets.models.base import Log
-from recsys_assets.models.hybrid import Forbidden, HybridModel
+from recsys_assets.models.hybrid import HybridModel
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.alignment import in_model_space
 from recsys_assets.storage.artifacts import Artifact
@@ -197,6 +197,6 @@ def _champion_lists(artifact: Artifact, data: TrainingSet, task: Task, settings:
     model, model_ids = load_hybrid(artifact)
     space = in_model_space(data, model_ids)
     history = space.events.before(task.at_ms).of_users(task.users)
-    forbidden = Forbidden(*bought_pairs(history, data.actions, settings))
+    forbidden = bought_pairs(history, data.actions, settings)
     found = model.recommend(history, task.at_ms, _LENGTH, forbidden=forbidden).items
     return space.to_data(found)

@@ -14,7 +14,7 @@ from recsys_assets.evaluation.metrics import (
     per_user,
 )
 from recsys_assets.evaluation.tasks import Task
-from recsys_assets.models.hybrid import Forbidden, HybridModel
+from recsys_assets.models.hybrid import HybridModel
 from recsys_assets.training.events import DAY_MS, Events, Ints
 
 CUTOFFS = (5, 10, 20)
@@ -63,7 +63,7 @@ def model_lists(model: HybridModel, task: Task, n: int) -> dict[str, Ints]:
         task.history,
         task.at_ms,
         n,
-        forbidden=Forbidden(task.forbidden_rows, task.forbidden_items),
+        forbidden=(task.forbidden_rows, task.forbidden_items),
         detail=True,
     )
     return {HYBRID: found.items, **found.lists}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_assets.evaluation.tasks import bought_pairs
-from recsys_assets.models.hybrid import Forbidden, HybridModel
+from recsys_assets.models.hybrid import HybridModel
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.alignment import in_model_space
 from recsys_assets.settings import Settings
@@ -163,7 +163,7 @@ class Recommender:
             history,
             self.at_ms,
             count,
-            forbidden=Forbidden(*bought_pairs(history, self.actions, self.settings)),
+            forbidden=bought_pairs(history, self.actions, self.settings),
             allowed=allowed_items(self.items, available, category),
         )
         return found.items, found.scores

@@ -1,14 +1,13 @@
 """Making a day's hybrid of its members: the ranking weights, and one folder that holds all it takes to serve."""
 
 import time
-from collections.abc import Sequence
 
 import pyarrow.parquet as pq
 
 from recsys_assets.days import day_start_ms, shift
 from recsys_assets.evaluation.tasks import Task, prediction_task
 from recsys_assets.models.base import Log
-from recsys_assets.models.hybrid import Day, Forbidden, HybridModel, learn_weights
+from recsys_assets.models.hybrid import HybridModel, learn_weights
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import Settings
 from recsys_assets.storage.artifacts import Artifact, ArtifactError, link, link_tree, version_of
@@ -60,7 +59,7 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         # Without tasks only the names matter: the default weights are taken.
         state = "validation" if tasks else "final"
         validation = {name: load_member(name, artifact.path / state) for name, artifact in found.items()}
-        weights = learn_weights(validation, _as_days(tasks), settings, log)
+        weights = learn_weights(validation, tasks, settings, log)
         origin = f"learned on {len(tasks)} days before {day}" if tasks else "defaults: no days to learn them on"
     info = {
         "day": day,
@@ -81,19 +80,6 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         for name in ("items.parquet", "categories.parquet", "actions.parquet"):
             link(source.path / name, folder / name)
     return pipeline.artifacts.need("hybrid_model", day), True
-
-
-def _as_days(tasks: Sequence[Task]) -> list[Day]:
-    return [
-        Day(
-            task.history,
-            task.at_ms,
-            task.target_rows,
-            task.target_items,
-            Forbidden(task.forbidden_rows, task.forbidden_items),
-        )
-        for task in tasks
-    ]
 
 
 def load_hybrid(artifact: Artifact) -> tuple[HybridModel, list[str]]:
