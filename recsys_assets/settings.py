@@ -315,6 +315,6 @@ def described(settings: Settings) -> str:
                 meaning = f"  # {inner_field.description}" if inner_field.description else ""
                 lines.append(f"  {inner}: {text.removesuffix('...' + chr(10)).strip()}{meaning}")
         elif name != "home":
-            text = yaml.safe_dump(value, default_flow_style=True).strip()
+            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False).strip()
             lines.append(f"\n{name}: {text}  # {field.description}")
     return "\n".join(lines)

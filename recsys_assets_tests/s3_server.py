@@ -1,5 +1,6 @@
 """A real S3 server over HTTP for tests: MiniStack on loopback, one for the whole session."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -22,10 +23,16 @@ SECRET = "TOP-SECRET-KEY-OF-THE-TESTS"
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an S3 server that lives as long as the session."""
+    with running_s3_server(tmp_path_factory.mktemp("s3")) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running_s3_server(folder: Path) -> Iterator[str]:
+    """Starts a server on a free port of loopback, with `folder` for its files, and ends it with the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("s3")
     environ = {**os.environ, "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "TMPDIR": str(folder)}
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(

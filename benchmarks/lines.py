@@ -1,0 +1,47 @@
+"""One JSON line a figure on standard output; everything else goes to standard error."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+
+def environment() -> dict[str, object]:
+    """What a figure depends on besides the code. No host or user names."""
+    packages = {name: version(name) for name in ("dagster", "duckdb", "polars", "numpy", "torch", "implicit", "obstore")}
+    return {
+        "python": platform.python_version(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "machine": platform.machine(),
+        **packages,
+    }
+
+
+def emit(
+    name: str, runs: Sequence[float], unit: str, seconds: float, peak_mb: float | None = None, **more: object
+) -> None:
+    """Prints the figure `name`: the median of `runs`.
+
+    Args:
+        seconds: what the measuring itself took.
+        peak_mb: largest resident memory of a measured process, in MB (10**6 bytes).
+        more: further facts of the figure.
+    """
+    line = {
+        "name": name,
+        "value": statistics.median(runs),
+        "unit": unit,
+        "runs": [round(run, 4) for run in runs],
+        "seconds": round(seconds, 1),
+        "peak_mb": round(peak_mb, 1) if peak_mb is not None else None,
+        **more,
+        "env": environment(),
+    }
+    print(json.dumps(line), flush=True)
+
+
+def progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
