@@ -7,6 +7,7 @@ DAGSTER_HOME. `RECSYS_HOME` chooses it. Any setting can also come from the envir
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -26,7 +27,7 @@ class SettingsError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BucketSettings(_Section):
@@ -60,6 +61,8 @@ class BucketSettings(_Section):
     def _layout_names_a_day(cls, value: str) -> str:
         if not all(code in value for code in ("%Y", "%m", "%d")):
             raise ValueError("must contain %Y, %m and %d")
+        if unknown := sorted(set(re.findall(r"%(.?)", value)) - set("YmdjHMS%")):
+            raise ValueError(f"knows %Y %m %d %j %H %M %S and %% only, not {', '.join('%' + code for code in unknown)}")
         return value.strip("/") + "/"
 
 
@@ -236,6 +239,19 @@ def home_path(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("RECSYS_HOME") or DEFAULT_HOME).resolve()
 
 
+class _Loader(yaml.SafeLoader):
+    """Leaves an impossible date such as 2025-02-30 a text, so that the setting that wants a date can name it."""
+
+    def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> Any:
+        try:
+            return super().construct_yaml_timestamp(node)
+        except ValueError:
+            return node.value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_timestamp)
+
+
 def load_settings(home: Path | str | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Reads `settings.yaml` of the home and the environment.
 
@@ -247,11 +263,12 @@ def load_settings(home: Path | str | None = None, environ: Mapping[str, str] = o
     values: dict[str, Any] = {}
     if path.exists():
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path}: not readable as YAML: {error}") from error
         if not isinstance(values, dict):
             raise SettingsError(f"{path}: must hold named sections such as 'bucket:', not {type(values).__name__}")
+    values = {name: section for name, section in values.items() if section is not None}  # all of it commented out
     if "home" in values:
         raise SettingsError(f"{path}: 'home' is set by RECSYS_HOME, not in the file")
     origin: dict[tuple[str, ...], str] = {}
@@ -260,13 +277,14 @@ def load_settings(home: Path | str | None = None, environ: Mapping[str, str] = o
             keys = tuple(part.lower() for part in variable[len(_ENV_PREFIX) :].split("__"))
             if keys[0] == "actions" and len(keys) == 2:  # action names keep their case
                 keys = ("actions", variable.split("__", 1)[1])
+                values.setdefault("actions", dict(Settings.model_fields["actions"].default))
             section: Any = values
             for key in keys[:-1]:
                 section = section.setdefault(key, {})
                 if not isinstance(section, dict):
                     raise SettingsError(f"{variable}: '{key}' is no section")
             try:
-                section[keys[-1]] = yaml.safe_load(text)
+                section[keys[-1]] = yaml.load(text, _Loader)
             except yaml.YAMLError as error:
                 raise SettingsError(f"{variable}: not readable: {error}") from error
             origin[keys] = variable
@@ -281,7 +299,8 @@ def load_settings(home: Path | str | None = None, environ: Mapping[str, str] = o
 
 def _explain(error: Any, path: Path, origin: dict[tuple[str, ...], str]) -> str:
     where = tuple(str(part) for part in error["loc"])
-    source = origin.get(where, str(path))
+    # A variable may set a part of what is wrong (an unknown section), or hold it (an entry of a list).
+    source = next((origin[key] for key in origin if key[: len(where)] == where[: len(key)]), str(path))
     name = ".".join(where) or "settings"
     if error["type"] == "extra_forbidden":
         known = _names_at(where[:-1])

@@ -1,3 +1,20 @@
-from recsys_assets_tests.s3_server import any_bucket, aws_environment, s3_bucket, s3_endpoint
+import os
+from pathlib import Path
 
-__all__ = ["any_bucket", "aws_environment", "s3_bucket", "s3_endpoint"]
+# The calendar is read when the definitions are imported, so this stands before any import of them.
+for _name in [name for name in os.environ if name.startswith("RECSYS_")]:
+    del os.environ[_name]
+os.environ["RECSYS_HOME"] = str(Path(__file__).parent / "home")
+
+from recsys_assets_tests.graph import ingested_home, instance, trained_home  # noqa: E402
+from recsys_assets_tests.s3_server import any_bucket, aws_environment, s3_bucket, s3_endpoint  # noqa: E402
+
+__all__ = [
+    "any_bucket",
+    "aws_environment",
+    "ingested_home",
+    "instance",
+    "s3_bucket",
+    "s3_endpoint",
+    "trained_home",
+]
