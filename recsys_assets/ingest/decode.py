@@ -182,9 +182,9 @@ def _to_utf8(text: bytes) -> bytes:
         return text[3:]
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         return text.decode("utf-16").encode()
-    if text[:2] in (b"[\0", b"{\0"):
+    if text[:1] in (b"[", b"{") and text[1:2] == text[3:4] == b"\0":
         return text.decode("utf-16-le").encode()
-    if text[:2] in (b"\0[", b"\0{"):
+    if text[1:2] in (b"[", b"{") and text[:1] == text[2:3] == b"\0":
         return text.decode("utf-16-be").encode()
     return text
 
@@ -211,6 +211,11 @@ def split(text: bytes) -> Iterator[tuple[int, bytes | Rejection]]:
     if not text.startswith(b"[") and _ONE_LINE_RECORD.search(text):
         return enumerate(_lines(text))
     return enumerate(_sequence(text))
+
+
+def is_whole(record: bytes) -> bool:
+    """Whether a record's text is there to its end: its quotes and brackets match."""
+    return _record_end(record, 0) == len(record)
 
 
 def _lines(text: bytes) -> Iterator[bytes | Rejection]:

@@ -51,7 +51,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recsys_assets.ingest.decode import EXCERPT_CHARACTERS, Rejection, split
+from recsys_assets.ingest.decode import EXCERPT_CHARACTERS, Rejection, is_whole, split
 from recsys_assets.settings import Settings
 
 MAX_ID_CHARACTERS = 256
@@ -274,7 +274,7 @@ def _cut(
         for number, limit_ms, content, reason, detail in fetched:
             pieces = [piece for _, piece in split(content or b"")]
             if reason is not None:  # stands for all behind the text, so also for a record cut in two at its end
-                if pieces and isinstance(pieces[-1], Rejection):
+                if pieces and (isinstance(last := pieces[-1], Rejection) or not is_whole(last)):
                     pieces.pop()
                 pieces.append(Rejection(reason, detail, ""))
             records_in[number] = len(pieces)
@@ -352,7 +352,8 @@ FROM (
 _FROM_TEXTS = f"""
 SELECT object, record, limit_ms, fields,
     fields IS NULL AND NOT coalesce(json_valid(text), false) AS malformed,
-    left(coalesce(TRY(from_json(text, '"JSON"'))::VARCHAR, text, bytes::VARCHAR), {EXCERPT_CHARACTERS}) AS excerpt
+    left(coalesce(TRY(from_json(text, '"JSON"'))::VARCHAR, text, replace(bytes::VARCHAR, '\\x22', '"')),
+        {EXCERPT_CHARACTERS}) AS excerpt
 FROM (
     SELECT object, record, limit_ms, bytes, text, TRY(from_json(text, '{_SPEC}')) AS fields
     FROM (SELECT object, record, limit_ms, text AS bytes, TRY(decode(text)) AS text FROM texts))"""
