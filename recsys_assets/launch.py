@@ -63,7 +63,13 @@ def run_job(
         RunFailed: naming the step and what it said.
     """
     from recsys_assets.definitions import defs
+    from recsys_assets.partitions import daily
 
+    if unknown := sorted({min(days), max(days)} - set(daily.get_partition_keys())):
+        raise RunFailed(
+            f"{', '.join(unknown)} lies outside the calendar: see calendar.first_day and calendar.last_day in "
+            f"{pipeline.settings.home / 'settings.yaml'}"
+        )
     run_config: dict[str, Any] = {"loggers": {"brief": {}}, **(config or {})}
     # A single day goes as a range too: Dagster then has one way to take it.
     partition_tags = {ASSET_PARTITION_RANGE_START_TAG: min(days), ASSET_PARTITION_RANGE_END_TAG: max(days)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,16 @@ class Pipeline:
         return path
 
 
+_WRITE_ERRORS = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
+
+
+def _cannot_write(error: Exception) -> str | None:
+    """Why a file could not be written. DuckDB, Polars and safetensors say it in words of their own classes."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return _WRITE_ERRORS.get(error.errno)
+    return next((reason for reason in _WRITE_ERRORS.values() if reason in str(error)), None)
+
+
 @contextlib.contextmanager
 def explained_failures(pipeline: Pipeline) -> Iterator[None]:
     """Turns errors a person can mend into a failure that says what, where and what to do, without a stack trace.
@@ -78,12 +89,15 @@ def explained_failures(pipeline: Pipeline) -> Iterator[None]:
         yield
     except (BucketError, InputError, ArtifactError, SettingsError) as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except dg.Failure:
+        raise
+    except Exception as error:
+        reason = _cannot_write(error)
+        if reason is None:
             raise
         raise dg.Failure(
             description=(
-                f"Cannot write below {pipeline.settings.store}: {error.strerror}. Free or grow the disk (or mend the "
+                f"Cannot write below {pipeline.settings.store}: {reason}. Free or grow the disk (or mend the "
                 "permissions) and run this again. Partitions published earlier are as they were."
             ),
             allow_retries=False,

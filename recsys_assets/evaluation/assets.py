@@ -166,45 +166,76 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
             pipeline.need_table("evaluation", day)
             found = sources(pipeline, day)
             with pipeline.champion.lock():
-                champion = pipeline.champion.read()
-                evidence = gather_evidence(pipeline, found, champion)
-                decision = decide(evidence, pipeline.settings.promotion)
-                figures = asdict(evidence)
-                row = {
-                    "model_version": evidence.version,
-                    "promoted": decision.promote,
-                    "reason": decision.reason,
-                    "users": evidence.users,
-                    "ndcg": evidence.ndcg,
-                    "champion_day": evidence.champion_day,
-                    "champion_version": evidence.champion_version,
-                    "champion_ndcg": evidence.champion_ndcg,
-                    **_interval("over_popularity", figures["over_popularity"]),
-                    **_interval("over_champion", figures["over_champion"]),
-                    "coverage": evidence.coverage,
-                }
-                frame = pl.DataFrame([row], schema=_PROMOTION_SCHEMA)
-                pipeline.tables.publish_frame("promotion", day, frame, {"version": evidence.version})
-                if decision.promote:
-                    pipeline.champion.move(day, evidence.version, decision.reason)
+                row, unchanged = _decided(pipeline, found)
             pipeline.warehouse.ensure_views("promotion", context.log.warning)
-            context.log.info(f"{day}: {'promoted' if decision.promote else 'not promoted'}: {decision.reason}")
+            verdict = "promoted" if row["promoted"] else "not promoted"
+            context.log.info(f"{day}: {verdict}: {row['reason']}{' (unchanged)' if unchanged else ''}")
             metadata: dict[str, Any] = {
-                "promoted": decision.promote,
-                "reason": decision.reason,
+                "promoted": row["promoted"],
+                "reason": row["reason"],
                 "champion now": (pipeline.champion.read() or {}).get("day", "none"),
-                "users measured": evidence.users,
-                "ndcg@10": evidence.ndcg,
-                "coverage@10": evidence.coverage,
+                "users measured": row["users"],
+                "ndcg@10": row["ndcg"],
+                "coverage@10": row["coverage"],
+                "unchanged": unchanged,
                 "seconds": round(time.monotonic() - started, 2),
             }
-            if evidence.over_popularity:
-                metadata["ndcg@10 over popularity"] = evidence.over_popularity.mean
-            if evidence.over_champion and evidence.champion_ndcg is not None:
-                metadata["ndcg@10 over champion"] = evidence.over_champion.mean
-                metadata["ndcg@10 champion"] = evidence.champion_ndcg
+            for name, value in (
+                ("over popularity", row["over_popularity"]),
+                ("over champion", row["over_champion"]),
+                ("champion", row["champion_ndcg"]),
+            ):
+                if value is not None:
+                    metadata[f"ndcg@10 {name}"] = value
             context.add_asset_metadata(metadata, partition_key=day)
     return dg.MaterializeResult()
+
+
+def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
+    """The row of `promotions` for a day, and whether it stood there already. To be called under the champion's lock.
+
+    A decision stands while the model, the settings and the champion it was made against are the same, and for good
+    once it was carried out: to materialize a champion's day again must not turn its row into a refusal.
+    """
+    champion = pipeline.champion.read()
+    rules = version_of(
+        promotion=pipeline.settings.promotion.model_dump(),
+        evaluation=pipeline.settings.evaluation.model_dump(),
+        recommend=pipeline.settings.recommend.model_dump(),
+        code=CODE_VERSION,
+    )
+    before = pipeline.tables.info("promotion", found.day)
+    if before is not None and (before["version"], before.get("rules")) == (found.hybrid.version, rules):
+        now = champion["version"] if champion else None
+        carried_out = champion is not None and (now == found.hybrid.version or champion["day"] > found.day)
+        if carried_out if before["promoted"] else before["champion"] == now:
+            return pipeline.tables.read("promotion", found.day).to_dicts()[0], True
+    evidence = gather_evidence(pipeline, found, champion)
+    decision = decide(evidence, pipeline.settings.promotion)
+    figures = asdict(evidence)
+    row = {
+        "model_version": evidence.version,
+        "promoted": decision.promote,
+        "reason": decision.reason,
+        "users": evidence.users,
+        "ndcg": evidence.ndcg,
+        "champion_day": evidence.champion_day,
+        "champion_version": evidence.champion_version,
+        "champion_ndcg": evidence.champion_ndcg,
+        **_interval("over_popularity", figures["over_popularity"]),
+        **_interval("over_champion", figures["over_champion"]),
+        "coverage": evidence.coverage,
+    }
+    info = {
+        "version": evidence.version,
+        "rules": rules,
+        "promoted": decision.promote,
+        "champion": evidence.champion_version,
+    }
+    pipeline.tables.publish_frame("promotion", found.day, pl.DataFrame([row], schema=_PROMOTION_SCHEMA), info)
+    if decision.promote:
+        pipeline.champion.move(found.day, evidence.version, decision.reason)
+    return row, False
 
 
 _PROMOTION_SCHEMA: dict[str, Any] = {

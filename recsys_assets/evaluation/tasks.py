@@ -56,7 +56,7 @@ def prediction_task(
         span = (data.events.timestamp >= start_ms) & (data.events.timestamp < end_ms)
         targets = data.events.select(span)
     if settings.evaluation.target_actions:
-        wanted = [data.actions.index(name) for name in settings.evaluation.target_actions]
+        wanted = [data.actions.index(name) for name in settings.evaluation.target_actions if name in data.actions]
         targets = targets.select(np.isin(targets.action, wanted))
     users = np.unique(targets.user).astype(np.int32)
     history = data.events.before(start_ms).of_users(users)

@@ -54,8 +54,7 @@ class Artifact:
         Raises:
             ArtifactError: naming the first file that is missing or differs.
         """
-        manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in manifest["files"].items():
+        for name, expected in _json(self.path / MANIFEST)["files"].items():
             file = self.path / name
             if not file.is_file() or files.sha256(file) != expected["sha256"]:
                 raise ArtifactError(
@@ -74,15 +73,27 @@ class Artifacts:
         pointer = self.root / asset / day / _POINTER
         if not pointer.exists():
             return None
-        return self.at(asset, day, json.loads(pointer.read_text(encoding="utf-8"))["version"])
+        return self.at(asset, day, _json(pointer)["version"])
+
+    def sound(self, asset: str, day: str) -> Artifact | None:
+        """The published artifact of a day if its files are what was published; None if there is none or it is damaged.
+
+        Who may keep a partition as it is asks this, so that to materialize a damaged one again does rebuild it.
+        """
+        try:
+            artifact = self.current(asset, day)
+            if artifact is not None:
+                artifact.verify()
+        except ArtifactError:
+            return None
+        return artifact
 
     def at(self, asset: str, day: str, version: str) -> Artifact | None:
         """A certain version of a day's artifact, or None."""
         path = self.root / asset / day / version
         if not (path / MANIFEST).is_file():
             return None
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return Artifact(path, version, manifest["info"])
+        return Artifact(path, version, _json(path / MANIFEST)["info"])
 
     def need(self, asset: str, day: str) -> Artifact:
         """The verified artifact of a day.
@@ -118,6 +129,7 @@ class Artifacts:
         files.remove_leftovers(folder)
         temporary = folder / files.temporary_name()
         temporary.mkdir()
+        aside = folder / files.temporary_name()
         try:
             yield temporary
             listed = {}
@@ -131,15 +143,24 @@ class Artifacts:
             files.write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
             target = folder / version
             if target.exists():  # an equal version, damaged or rebuilt by hand: the new copy takes its place
-                shutil.rmtree(target)
+                os.replace(target, aside)
             os.replace(temporary, target)
             files.fsync(folder)
             files.write_bytes(folder / _POINTER, json.dumps({"version": version}).encode())
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
         for path in folder.iterdir():
             if path.is_dir() and path.name not in keep | {version} and not path.name.startswith(".tmp-"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not readable. Materialize this partition again to rebuild it.") from error
+    return found
 
 
 def save_state(folder: Path, arrays: Mapping[str, NDArray[Any]], params: Mapping[str, Any]) -> None:

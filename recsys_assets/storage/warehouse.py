@@ -32,6 +32,10 @@ _VIEWS = {
 _WHERE = {"interactions": "reason IS NULL", "rejected_events": "reason IS NOT NULL"}
 
 
+# What DuckDB says of a file whose making was cut short by a kill.
+_DAMAGED = ("not a valid duckdb database", "could not read enough bytes")
+
+
 def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
@@ -66,17 +70,26 @@ class Warehouse:
         While another program holds the file open the views stay as they are and `log` says so: a person's shell must
         not fail a run.
         """
-        created = self._created()
-        wanted = {view: view_sql(view, self.root) for view, (source, _) in _VIEWS.items() if source == table}
-        if self.path.exists() and all(created.get(view) == sql for view, sql in wanted.items()):
+        created = self._created() if self.path.exists() else {}
+        # A database that was deleted, or made for the first time, gets the views of everything that is there.
+        tables = {table} if created else {table, *(path.parent.name for path in self.root.glob("*/*.parquet"))}
+        wanted = {view: view_sql(view, self.root) for view, (source, _) in _VIEWS.items() if source in tables}
+        if all(created.get(view) == sql for view, sql in wanted.items()):
             return
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             connection = duckdb.connect(self.path)
         except duckdb.IOException as error:
-            if "lock" not in str(error).lower():
+            said = str(error).lower()
+            if "lock" in said:
+                log(f"{self.path} is open in another program: the views {', '.join(wanted)} are made on a later run.")
+                return
+            if not any(sign in said for sign in _DAMAGED):
                 raise
-            log(f"{self.path} is open in another program: the views {', '.join(wanted)} are made on a later run.")
+            log(f"{self.path} is damaged; it holds nothing but views and is made again")
+            for name in (DATABASE, f"{DATABASE}.wal"):
+                (self.root / name).unlink(missing_ok=True)
+            self.ensure_views(table, log)
             return
         try:
             for sql in wanted.values():

@@ -77,6 +77,7 @@ def training_set(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[P
                             ("frozen hold-out", "withheld"),
                             ("older than training.window_days", "too_old"),
                             ("action not in settings", "unmapped"),
+                            ("of a later day, learned from then", "ahead"),
                         )
                     },
                 ),

@@ -43,7 +43,7 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         ),
         "code": CODE_VERSION,
     }
-    existing = pipeline.artifacts.current("hybrid_model", day)
+    existing = pipeline.artifacts.sound("hybrid_model", day)
     if existing is not None and existing.info["inputs"] == inputs:
         return existing, False
     started = time.monotonic()

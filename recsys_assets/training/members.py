@@ -93,7 +93,7 @@ def fit_member(
         ),
         "code": CODE_VERSION,
     }
-    existing = pipeline.artifacts.current(asset, day)
+    existing = pipeline.artifacts.sound(asset, day)
     if (
         existing is not None
         and existing.info["inputs"] == inputs
@@ -102,7 +102,11 @@ def fit_member(
         return existing, False, None
     data = read_training_set(source)
     start_ms = day_start_ms(day, settings.calendar.time_zone)
-    parent = None if full_refit or name in CHEAP_MEMBERS else _usable_parent(pipeline, asset, day, inputs, data)
+    parent = (
+        None
+        if full_refit or name in CHEAP_MEMBERS
+        else _usable_parent(pipeline, asset, day, inputs, data, source.info["holdout"])
+    )
     started = time.monotonic()
     days = 0
     if parent is not None:
@@ -120,6 +124,7 @@ def fit_member(
         "parent": {"day": parent.info["day"], "version": parent.version} if parent else None,
         "updates_in_a_row": parent.info["updates_in_a_row"] + 1 if parent else 0,
         "validation_days": days,
+        "holdout": source.info["holdout"],
         "events": len(data.events),
         "n_items": len(data.items),
         "items_digest": ids_digest(data.items.ids, len(data.items)),
@@ -138,10 +143,10 @@ def fit_member(
 
 
 def _usable_parent(
-    pipeline: Pipeline, asset: str, day: str, inputs: dict[str, Any], data: TrainingSet
+    pipeline: Pipeline, asset: str, day: str, inputs: dict[str, Any], data: TrainingSet, holdout: int | None
 ) -> Artifact | None:
     """The day before's model, if today may go on from it."""
-    parent = pipeline.artifacts.current(asset, shift(day, -1))
+    parent = pipeline.artifacts.sound(asset, shift(day, -1))
     if parent is None:
         return None
     same_recipe = all(parent.info["inputs"][key] == inputs[key] for key in ("settings", "code"))
@@ -149,10 +154,9 @@ def _usable_parent(
     # Late data of an old day can renumber the ids; yesterday's rows would then stand for other items.
     known = int(parent.info["n_items"])
     same_ids = known <= len(data.items) and ids_digest(data.items.ids, known) == parent.info["items_digest"]
-    if not (same_recipe and chain_left and same_ids):
-        return None
-    parent.verify()
-    return parent
+    # A model from before the hold-out was drawn has learned the events that are withheld now.
+    same_holdout = parent.info.get("holdout") == holdout
+    return parent if same_recipe and chain_left and same_ids and same_holdout else None
 
 
 def member_artifacts(pipeline: Pipeline, day: str) -> dict[str, Artifact]:

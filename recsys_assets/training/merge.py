@@ -53,14 +53,14 @@ FROM merged m
 JOIN users u USING (user_id) JOIN items i USING (item_id) JOIN actions a ON a.name = m.action
 ANTI JOIN holdout h
   ON h.user_id = m.user_id AND h.item_id = m.item_id AND h.action = m.action AND h.timestamp = m.timestamp
-WHERE m.day >= $window_start
+WHERE m.day >= $window_start AND epoch_ms(m.timestamp) < $end_ms
 ORDER BY "user", timestamp, item, action
 """
 
 
 @dataclass(frozen=True)
 class MergeCounts:
-    """What became of the interactions: kept + repeated_across_days + withheld + too_old + unmapped = interactions."""
+    """What became of the interactions: all but users, items and categories add up to `interactions`."""
 
     interactions: int
     kept: int
@@ -68,13 +68,19 @@ class MergeCounts:
     withheld: int
     too_old: int
     unmapped: int
+    ahead: int
     users: int
     items: int
     categories: int
 
 
 def merge(
-    interactions: Sequence[Path], holdout: Path | None, actions: dict[str, float], window_start: str, folder: Path
+    interactions: Sequence[Path],
+    holdout: Path | None,
+    actions: dict[str, float],
+    window_start: str,
+    end_ms: int,
+    folder: Path,
 ) -> MergeCounts:
     """Writes `events.parquet`, `users.parquet`, `items.parquet`, `categories.parquet` and `actions.parquet`.
 
@@ -83,6 +89,9 @@ def merge(
         holdout: the frozen hold-out (columns user_id, item_id, action, timestamp), never merged; None: there is none.
         actions: weight of each action; events of other actions (settings changed since) are counted as unmapped.
         window_start: first day whose events are learned from; the id maps know older ids all the same.
+        end_ms: end (exclusive) of the training set's day. Events that bear a later time (a clock ahead, folders of
+            another time zone) are counted as ahead and learned from on their own day: what is measured on a day must
+            not have been seen before it.
         folder: an empty folder.
     """
     with duckdb.connect() as connection:
@@ -109,7 +118,7 @@ def merge(
                 "INSERT INTO holdout SELECT DISTINCT user_id, item_id, action, timestamp FROM read_parquet($path)",
                 {"path": str(holdout)},
             )
-        events = connection.sql(_EVENTS, params={"window_start": window_start}).to_arrow_table()
+        events = connection.sql(_EVENTS, params={"window_start": window_start, "end_ms": end_ms}).to_arrow_table()
         pq.write_table(events, folder / "events.parquet", compression="zstd")
         for name, columns in (
             ("users", "position, user_id, first_day"),
@@ -124,24 +133,32 @@ def merge(
             sql = f"SELECT {columns}" if "FROM" in columns else f"SELECT {columns} FROM {name} ORDER BY position"
             pq.write_table(connection.sql(sql).to_arrow_table(), folder / f"{name}.parquet", compression="zstd")
 
-        def count(sql: str, **parameters: str) -> int:
+        def count(sql: str, **parameters: str | int) -> int:
             row = connection.execute(sql, parameters).fetchone()
             assert row is not None
             return int(row[0])
 
         total, merged = count("SELECT count(*) FROM kept"), count("SELECT count(*) FROM merged")
         too_old = count("SELECT count(*) FROM merged WHERE day < $day", day=window_start)
-        unmapped = count(
-            "SELECT count(*) FROM merged WHERE day >= $day AND action NOT IN (SELECT name FROM actions)",
+        ahead = count(
+            "SELECT count(*) FROM merged WHERE day >= $day AND epoch_ms(timestamp) >= $end",
             day=window_start,
+            end=end_ms,
+        )
+        unmapped = count(
+            "SELECT count(*) FROM merged WHERE day >= $day AND epoch_ms(timestamp) < $end "
+            "AND action NOT IN (SELECT name FROM actions)",
+            day=window_start,
+            end=end_ms,
         )
         return MergeCounts(
             interactions=total,
             kept=events.num_rows,
             repeated_across_days=total - merged,
-            withheld=merged - too_old - unmapped - events.num_rows,
+            withheld=merged - too_old - ahead - unmapped - events.num_rows,
             too_old=too_old,
             unmapped=unmapped,
+            ahead=ahead,
             users=count("SELECT count(*) FROM users"),
             items=count("SELECT count(*) FROM items"),
             categories=count("SELECT count(*) FROM categories"),

@@ -11,7 +11,7 @@ from recsys_assets.storage.artifacts import Artifact, version_of
 from recsys_assets.training import holdout, merge
 from recsys_assets.training.events import TrainingSet
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 
 
 def read_training_set(artifact: Artifact) -> TrainingSet:
@@ -49,7 +49,7 @@ def merge_day(pipeline: Pipeline, day: str, frozen: holdout.Holdout | None) -> t
         "code": CODE_VERSION,
     }
     version = version_of(**inputs)
-    existing = pipeline.artifacts.current("training_set", day)
+    existing = pipeline.artifacts.sound("training_set", day)
     if existing is not None and existing.version == version:
         return existing.info, False
     first = min(days[0], settings.calendar.first_day.isoformat())
@@ -67,6 +67,7 @@ def merge_day(pipeline: Pipeline, day: str, frozen: holdout.Holdout | None) -> t
             frozen.path if frozen else None,
             settings.actions,
             shift(day, 1 - settings.training.window_days),
+            info["end_ms"],
             folder,
         )
         info["counts"] = asdict(counts)
