@@ -138,9 +138,9 @@ class TransitionSettings(_Section):
 
 
 class AlsSettings(_Section):
-    factors: int = Field(64, ge=1)
+    factors: int = Field(128, ge=1)
     regularization: float = Field(30.0, ge=0)
-    alpha: float = Field(1.0, gt=0, description="confidence is 1 + alpha * weight * decay")
+    alpha: float = Field(4.0, gt=0, description="confidence is 1 + alpha * weight * decay")
     half_life_days: float = Field(90.0, gt=0)
     iterations: int = Field(12, ge=1)
     update_iterations: int = Field(2, ge=1)
