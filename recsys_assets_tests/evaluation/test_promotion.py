@@ -1,0 +1,138 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys_assets.evaluation.metrics import Interval
+from recsys_assets.evaluation.promotion import Champion, Evidence, decide
+from recsys_assets.settings import PromotionSettings
+
+RULES = PromotionSettings(tolerance=0.02, min_coverage=0.1)
+BETTER = Interval(0.1, 0.05, 0.15)
+
+
+def evidence(**changes: Any) -> Evidence:
+    """A challenger that beats everything."""
+    usual: dict[str, Any] = {
+        "day": "2025-11-10",
+        "version": "new",
+        "users": 100,
+        "ndcg": 0.3,
+        "over_popularity": BETTER,
+        "coverage": 0.5,
+        "champion_day": "2025-11-09",
+        "champion_version": "old",
+        "champion_ndcg": 0.25,
+        "over_champion": Interval(0.05, 0.01, 0.09),
+    }
+    return Evidence(**{**usual, **changes})
+
+
+NO_CHAMPION: dict[str, Any] = {
+    "champion_day": None,
+    "champion_version": None,
+    "champion_ndcg": None,
+    "over_champion": None,
+}
+UNMEASURED: dict[str, Any] = {"users": 0, "over_popularity": None, "champion_ndcg": None, "over_champion": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "promoted", "reason"),
+    [
+        ({}, True, "not worse than the champion"),
+        ({"over_champion": Interval(-0.001, -0.02, 0.02)}, True, "not worse than the champion"),
+        ({"over_champion": Interval(-0.005, -0.02, 0.01)}, True, "not worse than the champion"),  # 2 % of 0.25
+        ({"over_champion": Interval(-0.0051, -0.02, 0.01)}, False, "worse than the tolerance of 2% allows"),
+        ({"over_champion": Interval(-0.004, -0.006, -0.002)}, False, "surely worse than the champion"),
+        ({"version": "old"}, False, "is the champion already"),
+        ({"day": "2025-11-08"}, False, "is older than the champion of 2025-11-09"),
+        ({"over_popularity": Interval(0.0, -0.1, 0.1)}, False, "is not above popularity's 0.3000"),
+        ({"over_popularity": Interval(-0.1, -0.2, 0.0)}, False, "is not above popularity's 0.4000"),
+        ({"coverage": 0.09}, False, "reach 9.0% of the catalogue, below 10.0%"),
+        ({"coverage": 0.1}, True, "not worse"),
+        (UNMEASURED, False, "nobody did anything on the unseen day"),
+        ({**NO_CHAMPION, **UNMEASURED}, True, "the first model"),
+        (NO_CHAMPION, True, "the first champion: NDCG@10 0.3000, above popularity by 0.1000"),
+        ({**NO_CHAMPION, "over_popularity": Interval(-0.1, -0.2, 0.0)}, False, "not above popularity"),
+        ({**NO_CHAMPION, "coverage": 0.01}, False, "below 10.0%"),
+        ({"day": "2025-11-09", "champion_ndcg": None, "over_champion": None}, True, "the champion's own day"),
+        ({"champion_ndcg": None, "over_champion": None}, True, "its files are gone"),
+    ],
+)
+def test_each_rule(changes: dict[str, Any], promoted: bool, reason: str) -> None:
+    decision = decide(evidence(**changes), RULES)
+    assert decision.promote is promoted, decision
+    assert reason in decision.reason
+
+
+intervals = st.tuples(*[st.floats(-1, 1)] * 3).map(sorted).map(lambda v: Interval(v[1], v[0], v[2]))
+days = st.integers(1, 28).map(lambda n: f"2025-11-{n:02d}")
+evidences = st.builds(
+    Evidence,
+    day=days,
+    version=st.sampled_from(["a", "b"]),
+    users=st.integers(0, 3),
+    ndcg=st.floats(0, 1),
+    over_popularity=st.none() | intervals,
+    coverage=st.floats(0, 1),
+    champion_day=days,
+    champion_version=st.sampled_from(["a", "b"]),
+    champion_ndcg=st.none() | st.floats(0, 1),
+    over_champion=st.none() | intervals,
+)
+
+
+@given(evidences, st.floats(0, 0.5), st.floats(0, 1))
+def test_what_never_passes(found: Evidence, tolerance: float, least: float) -> None:
+    rules = PromotionSettings(tolerance=tolerance, min_coverage=least)
+    decision = decide(found, rules)
+    assert decision.reason
+    if not decision.promote:
+        return
+    assert found.champion_day is not None
+    assert found.day >= found.champion_day, "an older day never moves the champion"
+    assert found.version != found.champion_version
+    assert found.users > 0
+    assert found.over_popularity is not None
+    assert found.over_popularity.mean > 0
+    assert found.coverage >= least
+    if found.day > found.champion_day and found.over_champion and found.champion_ndcg is not None:
+        assert found.over_champion.mean >= -tolerance * found.champion_ndcg
+        assert found.over_champion.high >= 0
+
+
+@given(evidences, st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0, 0.3))
+def test_better_evidence_and_milder_rules_never_hurt(
+    found: Evidence, tolerance: float, more: float, gain: float
+) -> None:
+    strict = decide(found, PromotionSettings(tolerance=tolerance, min_coverage=0.2))
+    mild = decide(found, PromotionSettings(tolerance=tolerance + more, min_coverage=0.1))
+    assert mild.promote or not strict.promote
+
+    def moved(interval: Interval | None) -> Interval | None:
+        return interval and Interval(interval.mean + gain, interval.low + gain, interval.high + gain)
+
+    better = Evidence(
+        **{
+            **vars(found),
+            "over_popularity": moved(found.over_popularity),
+            "over_champion": moved(found.over_champion),
+        }
+    )
+    assert decide(better, PromotionSettings(tolerance=tolerance, min_coverage=0.2)).promote or not strict.promote
+
+
+def test_the_pointer_remembers_the_one_before(tmp_path: Path) -> None:
+    champion = Champion(tmp_path)
+    assert champion.read() is None
+    with champion.lock():
+        champion.move("2025-11-01", "a", "first")
+        champion.move("2025-11-02", "b", "better")
+    found = champion.read()
+    assert found is not None
+    assert (found["day"], found["version"], found["reason"]) == ("2025-11-02", "b", "better")
+    assert found["previous"] == {"day": "2025-11-01", "version": "a"}
+    assert found["since"].endswith("+00:00")
