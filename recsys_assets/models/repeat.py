@@ -11,6 +11,7 @@ from recsys_assets.models.base import (
     Arrays,
     Events,
     Floats,
+    Ints,
     Log,
     Longs,
     Params,
@@ -23,7 +24,10 @@ from recsys_assets.models.base import (
 from recsys_assets.settings import RepeatSettings, Settings
 from recsys_assets.training.events import DAY_MS
 
+Array = NDArray[np.float64]
+
 _HALF_LIVES = (5.0, 15.0, 45.0, 120.0, 365.0)  # days, of a user's own events
+_CATEGORY_HALF_LIVES = (15.0, 120.0)  # days, of a user's events in the item's category
 _ITEM_HALF_LIVES = (3.0, 14.0, 90.0)  # days, of everybody's events
 _HIDDEN = (32, 16)
 _MIN_LISTS = 50  # fewer examples teach less than decayed frequency knows
@@ -42,11 +46,13 @@ class RepeatModel:
 
     name: ClassVar[str] = "repeat"
 
-    def __init__(self, half_life_days: float, network: Arrays, items: Floats) -> None:
-        """`network`: mean, scale, w0, b0, w1, b1, w2, b2, or empty; `items`: float32[n_items, 4] `item_features`."""
+    def __init__(self, half_life_days: float, network: Arrays, items: Floats, category: Ints) -> None:
+        """`network`: mean, scale, w0, b0, w1, b1, w2, b2, or empty; `items`: float32[n_items, 4] `item_features`;
+        `category`: int32[n_items], -1 where unknown."""
         self.half_life_days = half_life_days
         self.network = network
         self.items = items
+        self.category = category
 
     @classmethod
     def fit(cls, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
@@ -58,13 +64,14 @@ class RepeatModel:
             log(f"repeat: {len(examples.sizes)} lists are too few to learn from; decayed frequency it is")
         else:
             network = _learn(examples, settings, log)
-        return cls(own.half_life_days, network, items)
+        return cls(own.half_life_days, network, items, data.items.category)
 
     def update(self, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
         """Keeps what was learned about returning and counts the items anew."""
         if not self.network:
             return self.fit(data, settings, log)
-        return type(self)(settings.repeat.half_life_days, self.network, item_features(data.events, data.end_ms))
+        items = item_features(data.events, data.end_ms)
+        return type(self)(settings.repeat.half_life_days, self.network, items, data.items.category)
 
     def score(self, history: Events, at_ms: int) -> Floats:
         """float32[n_users, n_items]: above 0 for the items of the history (a share of 1, if learned), 0 for others."""
@@ -79,7 +86,9 @@ class RepeatModel:
         items = np.zeros((history.n_items, self.items.shape[1]), np.float32)
         known = min(len(items), len(self.items))
         items[:known] = self.items[:known]
-        users, positions, features = pair_features(history, at_ms, items)
+        category = np.full(history.n_items, -1, np.int32)
+        category[:known] = self.category[:known]
+        users, positions, features = pair_features(history, at_ms, items, category)
         logits = _forward(self.network, features)
         begins = np.flatnonzero(np.diff(users, prepend=-1))
         sizes = np.diff(np.append(begins, len(users)))
@@ -90,12 +99,13 @@ class RepeatModel:
 
     def state(self) -> tuple[Arrays, Params]:
         arrays = {f"network.{name}": value for name, value in self.network.items()}
-        return {**arrays, "items": self.items}, {"half_life_days": self.half_life_days}
+        return {**arrays, "items": self.items, "category": self.category}, {"half_life_days": self.half_life_days}
 
     @classmethod
     def from_state(cls, arrays: Arrays, params: Params) -> Self:
-        network = {name.removeprefix("network."): value for name, value in arrays.items() if name != "items"}
-        return cls(float(params["half_life_days"]), network, arrays["items"])
+        mark = "network."
+        network = {name.removeprefix(mark): value for name, value in arrays.items() if name.startswith(mark)}
+        return cls(float(params["half_life_days"]), network, arrays["items"], arrays["category"])
 
 
 def item_features(events: Events, at_ms: int) -> Floats:
@@ -110,7 +120,7 @@ def item_features(events: Events, at_ms: int) -> Floats:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def pair_features(history: Events, at_ms: int, items: Floats) -> tuple[Longs, Longs, Floats]:
+def pair_features(history: Events, at_ms: int, items: Floats, category: Ints) -> tuple[Longs, Longs, Floats]:
     """int64[p] users and items, each pair of the history once, sorted, and float32[p, f] what is known of the pair."""
     key = history.user.astype(np.int64) * history.n_items + history.item
     order = np.argsort(key, kind="stable")  # by time within a pair
@@ -137,8 +147,27 @@ def pair_features(history: Events, at_ms: int, items: Floats) -> tuple[Longs, Lo
         np.log(since + 0.5) - np.log(idle + 0.5),
         np.log(events_of[users] + 1),
         np.log(count / events_of[users]),
+        *_category_columns(users, first, since, weight, age, positions, category),
     ]
     return users, positions, np.column_stack([np.stack(columns, axis=1), items[positions]]).astype(np.float32)
+
+
+def _category_columns(
+    users: Longs, first: Longs, since: Array, weight: Floats, age: Array, items: Longs, category: Ints
+) -> list[Array]:
+    """What the user did with the pair's whole category (another brand of milk): two decayed counts, the time since,
+    and the item's share. An item of unknown category is a category of its own."""
+    group = np.where(category[items] >= 0, category[items], int(category.max(initial=-1)) + 1 + items)
+    _, group = np.unique(users * (int(group.max()) + 1) + group, return_inverse=True)
+    newest = np.full(group.max() + 1, np.inf)
+    np.minimum.at(newest, group, since)
+    columns, share = [], np.zeros(0)
+    for half_life in _CATEGORY_HALF_LIVES:
+        own = np.add.reduceat(weight * decay(age, half_life), first)
+        whole = np.bincount(group, own)[group]
+        columns.append(np.log(1e-3 + whole))
+        share = np.log((own + 1e-3) / (whole + 1e-3))
+    return [*columns, share, np.log(newest[group] + 0.5)]
 
 
 class _Examples(NamedTuple):
@@ -164,7 +193,7 @@ def _examples(data: TrainingSet, own: RepeatSettings, seed: int) -> _Examples:
         history = before.of_users(users)
         if not len(history):
             continue
-        rows, items, values = pair_features(history, start, item_features(before, start))
+        rows, items, values = pair_features(history, start, item_features(before, start), data.items.category)
         hit = np.isin(
             users[rows].astype(np.int64) * events.n_items + items, day.user * np.int64(events.n_items) + day.item
         )
