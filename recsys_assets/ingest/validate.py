@@ -396,11 +396,6 @@ def _id(raw: str) -> str:
         WHEN abs({number}) < {_EXACT} AND trunc({number}) = {number} THEN {number}::BIGINT::VARCHAR END"""
 
 
-def _price(raw: str) -> str:
-    return f"""CASE WHEN NOT starts_with({raw}, '"') THEN TRY_CAST({raw} AS DOUBLE)
-        WHEN regexp_full_match({_text(raw)}, '{_NUMBER}') THEN TRY_CAST({_text(raw)} AS DOUBLE) END"""
-
-
 def _action(raw: str, names: list[str]) -> str:
     """SQL: the position of an action in `names`."""
     lower = [name.lower() for name in names]
@@ -438,12 +433,16 @@ WITH raw AS (SELECT object, record, limit_ms, malformed, excerpt, {raw} FROM ({r
 typed AS (SELECT *,
     TRY_CAST(raw_timestamp AS BIGINT) AS plain_ms, {_id("raw_item_id")} AS item_id, {_id("raw_user_id")} AS user_id,
     {_action("raw_action", names)}::INTEGER AS action,
-    nullif({_id("raw_category_id")}, '') AS category_id, {_price("raw_price")} + 0.0 AS price FROM raw),
+    {_id("raw_category_id")} AS category_text,
+    CASE WHEN starts_with(raw_price, '"') THEN {_text("raw_price")} END AS price_text FROM raw),
 odd AS (SELECT *,  -- a cast rounds 31.5, so only a number that reads the same again is taken as it is
     CASE WHEN plain_ms::VARCHAR = raw_timestamp THEN NULL ELSE {_id("raw_timestamp")} END AS moment FROM typed),
 timed AS (SELECT *,
     CASE WHEN moment IS NULL AND plain_ms::VARCHAR = raw_timestamp THEN plain_ms
-         WHEN regexp_full_match(moment, '-?[0-9]+') THEN TRY_CAST(moment AS BIGINT) END AS ms FROM odd),
+         WHEN regexp_full_match(moment, '-?[0-9]+') THEN TRY_CAST(moment AS BIGINT) END AS ms,
+    nullif(category_text, '') AS category_id,
+    0.0 + CASE WHEN price_text IS NULL THEN TRY_CAST(raw_price AS DOUBLE)
+        WHEN regexp_full_match(price_text, '{_NUMBER}') THEN TRY_CAST(price_text AS DOUBLE) END AS price FROM odd),
 judged AS (SELECT *, CASE
     WHEN ms >= {EARLIEST_MS} AND ms < limit_ms AND length(item_id) {any_id} AND length(user_id) {any_id}
         AND action IS NOT NULL AND (raw_category_id IS NULL OR length(category_id) <= {MAX_ID_CHARACTERS})
@@ -460,10 +459,9 @@ judged AS (SELECT *, CASE
     WHEN NOT starts_with(raw_action, '"') THEN 'wrong_type_action'
     WHEN action IS NULL THEN 'unknown_action'
     WHEN length(category_id) > {MAX_ID_CHARACTERS} THEN 'out_of_range_category_id'
-    WHEN raw_category_id IS NOT NULL AND {_id("raw_category_id")} IS NULL THEN 'wrong_type_category_id'
+    WHEN raw_category_id IS NOT NULL AND category_text IS NULL THEN 'wrong_type_category_id'
     WHEN price IS NOT NULL AND NOT (price >= 0 AND price < 'inf'::DOUBLE) THEN 'out_of_range_price'
-    WHEN raw_price IS NOT NULL AND price IS NULL AND NOT (starts_with(raw_price, '"') AND {_text("raw_price")} = '')
-        THEN 'wrong_type_price'
+    WHEN raw_price IS NOT NULL AND price IS NULL AND price_text IS DISTINCT FROM '' THEN 'wrong_type_price'
     END AS reason FROM timed)
 SELECT object, record, reason,
     CASE WHEN reason IS NULL THEN NULL

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_assets.ingest.decode import EXCERPT_CHARACTERS, RAW_SCHEMA, Decoded, Rejection, decode, raw_table, split
@@ -181,15 +181,16 @@ def test_a_break_costs_one_rejection(text: bytes, before: list[bytes], offset: i
 
 @pytest.mark.parametrize("mark", [b"[", b'{"a":', b'"', b"]", b"}", b",", b"\\", b'{"', b"[{", b"}{", b"},{"])
 def test_deep_and_odd_files_neither_crash_nor_take_long(mark: bytes) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in (mark * 100_000, b"[" + mark * 100_000, EVENT + b"\n" + mark * 100_000, b'[{"a":' + mark * 100_000):
         list(split(text))
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 events = st.dictionaries(st.text(max_size=3), st.text() | st.integers() | st.lists(st.text()), max_size=3)
 
 
+@settings(deadline=None)
 @given(st.lists(events, max_size=8), st.sampled_from([None, 1]), st.booleans())
 def test_any_records_in_any_form_are_cut_at_their_ends(
     records: list[dict[str, object]], indent: int, ascii: bool
@@ -204,6 +205,7 @@ def test_any_records_in_any_form_are_cut_at_their_ends(
             assert [json.loads(piece) for piece in pieces(text) if isinstance(piece, bytes)] == records
 
 
+@settings(deadline=None)
 @given(st.lists(st.just(EVENT), min_size=1, max_size=6), st.integers(0, 500))
 def test_a_file_cut_anywhere_gives_the_records_before_the_cut(records: list[bytes], at: int) -> None:
     array = b"[" + b",".join(records) + b"]"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -218,6 +219,7 @@ def is_read(below: str, ignore: list[str]) -> bool:
     return below.endswith((".json", ".jsonl.gz")) and not hidden
 
 
+@hypothesis.settings(deadline=None)
 @given(
     st.lists(keys, unique=True, max_size=30),
     st.lists(st.dates(date(2025, 10, 28), date(2025, 12, 5)).map(date.isoformat), unique=True, max_size=8),
