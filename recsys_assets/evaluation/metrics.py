@@ -101,13 +101,15 @@ def top(scores: NDArray[np.floating], n: int) -> Ints:
     n = min(n, columns)
     if n == 0:
         return np.empty((rows, 0), np.int32)
-    # A stable order needs the whole row where ties cross the cut; partition first and mend only those rows.
+    # Where equal scores cross the cut a partition takes any of them: such rows are mended to the first columns.
     part = np.argpartition(-scores, n - 1, axis=1)[:, :n] if n < columns else np.tile(np.arange(columns), (rows, 1))
     if n < columns:
         kth = np.take_along_axis(scores, part, axis=1).min(axis=1)
         crossing = np.flatnonzero((scores >= kth[:, None]).sum(axis=1) > n)
         for row in crossing:
-            part[row] = np.argsort(-scores[row], kind="stable")[:n]
+            above = np.flatnonzero(scores[row] > kth[row])
+            level = np.flatnonzero(scores[row] == kth[row])[: n - len(above)]
+            part[row] = np.concatenate([above, level])
     part = np.sort(part, axis=1)
     order = np.argsort(-np.take_along_axis(scores, part, axis=1), axis=1, kind="stable")
     return np.take_along_axis(part, order, axis=1).astype(np.int32)
