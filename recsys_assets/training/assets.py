@@ -26,11 +26,11 @@ class FitConfig(dg.Config):
 @dg.asset(
     partitions_def=daily,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    # The set reads every day up to its own, yet is mapped to its own day only. Tried in the UI with Dagster 1.13: with
-    # TimeWindowPartitionMapping(start_offset=-1, or -364), a backfill of all assets for days 2 to 4 also asked for day 5
-    # of everything from here on (each later day, with -364), in a second run that waited for the backfill daemon. With
-    # the plain mapping it is one run for the days asked. What became of earlier days is in the version: a day whose
-    # inputs did not change is not built again, one whose inputs did is built when it is next asked for.
+    # The set reads every day up to its own, yet is mapped to its own day only. Seen in the UI of Dagster 1.13 with
+    # TimeWindowPartitionMapping(start_offset=-1) or (start_offset=-364): a backfill of all assets for days 2 to 4 also
+    # made the training set of day 5 and all that follows from it (with -364, of every later day), in a second run that
+    # waited for the backfill daemon. Mapped so, it is one run for the days asked. What became of earlier days is in the
+    # version: a day is built again when it is next asked for and its inputs, any day's, have changed.
     deps=["interactions"],
     group_name="training",
     kinds={"duckdb", "parquet"},
