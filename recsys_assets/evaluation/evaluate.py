@@ -1,5 +1,6 @@
 """A day's evaluation and the comparison with the champion, over a store."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from recsys_assets.models.base import Log
 from recsys_assets.models.hybrid import HybridModel
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.alignment import in_model_space
-from recsys_assets.storage.artifacts import Artifact
+from recsys_assets.storage.artifacts import Artifact, ArtifactError
 from recsys_assets.training.blend import load_hybrid, load_measured
 from recsys_assets.training.events import Events, Ints, TrainingSet
 from recsys_assets.training.training_set import read_training_set
@@ -182,9 +183,13 @@ def gather_evidence(pipeline: Pipeline, found: Sources, champion: dict[str, Any]
     }
     if champion and champion["day"] < found.day:
         artifact = pipeline.artifacts.at("hybrid_model", champion["day"], champion["version"])
+        theirs = None
         if artifact is not None:
-            artifact.verify()
-            theirs = ndcg_per_user(_champion_lists(artifact, found.data, task, settings), task)
+            # A champion that is damaged, or that an older program made, must not hold the way for ever.
+            with contextlib.suppress(ArtifactError):
+                artifact.verify()
+                theirs = ndcg_per_user(_champion_lists(artifact, found.data, task, settings), task)
+        if theirs is not None:
             evidence |= {
                 "champion_ndcg": float(theirs.mean()),
                 "over_champion": paired_bootstrap(own - theirs, samples, seed),

@@ -75,7 +75,7 @@ def decide(evidence: Evidence, settings: PromotionSettings) -> Decision:
     if evidence.day == evidence.champion_day:
         return Decision(True, "the champion's own day built again from newer data; above popularity as before")
     if evidence.over_champion is None or evidence.champion_ndcg is None:
-        return Decision(True, "the champion cannot be measured any more (its files are gone); above popularity")
+        return Decision(True, "the champion cannot be read any more; above popularity")
     difference = evidence.over_champion
     text = (
         f"NDCG@10 {evidence.ndcg:.4f} against the champion's {evidence.champion_ndcg:.4f} "

@@ -11,6 +11,7 @@ from recsys_assets.models.hybrid import HybridModel, learn_weights
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import Settings
 from recsys_assets.storage.artifacts import Artifact, ArtifactError, link, link_tree, version_of
+from recsys_assets.training import members
 from recsys_assets.training.events import TrainingSet
 from recsys_assets.training.members import load_member, member_artifacts
 from recsys_assets.training.training_set import read_training_set
@@ -69,6 +70,7 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         "weights_origin": origin,
         "candidates": settings.recommend.candidates,
         "n_items": len(data.items),
+        "member_code": members.CODE_VERSION,
         "seconds": round(time.monotonic() - started, 2),
     }
     version = version_of(inputs=inputs, weights=weights)
@@ -83,10 +85,19 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
 
 
 def load_hybrid(artifact: Artifact) -> tuple[HybridModel, list[str]]:
-    """A published hybrid, and the item ids its positions stand for."""
-    members = {name: load_member(name, artifact.path / "members" / name) for name in artifact.info["inputs"]["members"]}
+    """A published hybrid, and the item ids its positions stand for.
+
+    Raises:
+        ArtifactError: another version of this program made it, whose models this one cannot read.
+    """
+    if artifact.info["member_code"] != members.CODE_VERSION:
+        raise ArtifactError(
+            f"hybrid_model for {artifact.info['day']} ({artifact.version}) was made by another version of this "
+            "program. Run the job `train` for the newest day to make a model that this version can read."
+        )
+    made = {name: load_member(name, artifact.path / "members" / name) for name in artifact.info["inputs"]["members"]}
     ids = pq.read_table(artifact.path / "items.parquet", columns=["item_id"]).column(0).to_pylist()
-    return HybridModel(members, artifact.info["weights"], artifact.info["candidates"]), ids
+    return HybridModel(made, artifact.info["weights"], artifact.info["candidates"]), ids
 
 
 def load_measured(pipeline: Pipeline, artifact: Artifact) -> HybridModel:
@@ -96,12 +107,12 @@ def load_measured(pipeline: Pipeline, artifact: Artifact) -> HybridModel:
         ArtifactError: a member it was made of has been built again since.
     """
     day = artifact.info["day"]
-    members = {}
+    made = {}
     for name, version in artifact.info["inputs"]["members"].items():
         source = pipeline.artifacts.at(f"{name}_model", day, version)
         if source is None:
             raise ArtifactError(
                 f"{name}_model for {day} was built again after hybrid_model. Materialize hybrid_model for {day} again."
             )
-        members[name] = load_member(name, source.path / "test")
-    return HybridModel(members, artifact.info["weights"], artifact.info["candidates"])
+        made[name] = load_member(name, source.path / "test")
+    return HybridModel(made, artifact.info["weights"], artifact.info["candidates"])
