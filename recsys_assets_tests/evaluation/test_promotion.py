@@ -59,7 +59,7 @@ UNMEASURED: dict[str, Any] = {"users": 0, "over_popularity": None, "champion_ndc
         ({**NO_CHAMPION, "over_popularity": Interval(-0.1, -0.2, 0.0)}, False, "not above popularity"),
         ({**NO_CHAMPION, "coverage": 0.01}, False, "below 10.0%"),
         ({"day": "2025-11-09", "champion_ndcg": None, "over_champion": None}, True, "the champion's own day"),
-        ({"champion_ndcg": None, "over_champion": None}, True, "its files are gone"),
+        ({"champion_ndcg": None, "over_champion": None}, True, "cannot be read"),
     ],
 )
 def test_each_rule(changes: dict[str, Any], promoted: bool, reason: str) -> None:
