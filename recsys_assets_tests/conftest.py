@@ -6,15 +6,17 @@ for _name in [name for name in os.environ if name.startswith("RECSYS_")]:
     del os.environ[_name]
 os.environ["RECSYS_HOME"] = str(Path(__file__).parent / "home")
 
-from recsys_assets_tests.graph import ingested_home, instance, trained_home  # noqa: E402
+from recsys_assets_tests.graph import ingest_run, ingested_home, instance, train_run, trained_home  # noqa: E402
 from recsys_assets_tests.s3_server import any_bucket, aws_environment, s3_bucket, s3_endpoint  # noqa: E402
 
 __all__ = [
     "any_bucket",
     "aws_environment",
+    "ingest_run",
     "ingested_home",
     "instance",
     "s3_bucket",
     "s3_endpoint",
+    "train_run",
     "trained_home",
 ]

@@ -181,17 +181,27 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture(scope="session")
-def ingested_home(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """DAYS of the shop, ingested in one run. Read only: `copy_home` it to change it."""
+def ingest_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Ran]:
+    """A home with DAYS of the shop, ingested in one run, and that run."""
     pipeline = make_home(tmp_path_factory.mktemp("ingested") / "home")
     fill(pipeline)
-    run(pipeline, INGEST, DAYS)
-    return pipeline
+    return pipeline, run(pipeline, INGEST, DAYS)
 
 
 @pytest.fixture(scope="session")
-def trained_home(ingested_home: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """`ingested_home`, with TRAINED trained in one run. Read only: `copy_home` it to change it."""
+def ingested_home(ingest_run: tuple[Pipeline, Ran]) -> Pipeline:
+    """The home of `ingest_run`. Read only: `copy_home` it to change it."""
+    return ingest_run[0]
+
+
+@pytest.fixture(scope="session")
+def train_run(ingested_home: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Ran]:
+    """A copy of `ingested_home` with TRAINED trained in one run, and that run."""
     pipeline = copy_home(ingested_home, tmp_path_factory.mktemp("trained") / "home")
-    run(pipeline, TRAIN, TRAINED)
-    return pipeline
+    return pipeline, run(pipeline, TRAIN, TRAINED)
+
+
+@pytest.fixture(scope="session")
+def trained_home(train_run: tuple[Pipeline, Ran]) -> Pipeline:
+    """The home of `train_run`. Read only: `copy_home` it to change it."""
+    return train_run[0]

@@ -4,8 +4,11 @@ A partition is replaced by one rename, so readers and parallel backfills never m
 of the partition (its version, counts) travels inside the file's own metadata: two files could disagree after a kill.
 """
 
+import errno
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from recsys_assets.storage import files
 
 _DAY_FILE = re.compile(r"^(\d{4}-\d{2}-\d{2})\.parquet$")
 _INFO_KEY = "recsys"
+_NEARLY_FULL = 1 << 20  # free bytes
 
 
 def info_text(info: dict[str, Any]) -> str:
@@ -63,6 +67,11 @@ class Tables:
 
     def publish_frame(self, table: str, day: str, frame: pl.DataFrame, info: dict[str, Any]) -> None:
         def write(path: Path) -> None:
-            frame.write_parquet(path, compression="zstd", metadata={_INFO_KEY: info_text(info)})
+            try:
+                frame.write_parquet(path, compression="zstd", metadata={_INFO_KEY: info_text(info)})
+            except pl.exceptions.ComputeError as error:  # of a full disk Polars may say "Invalid thrift" only
+                if shutil.disk_usage(path.parent).free >= _NEARLY_FULL:
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
         self.publish(table, day, write)
