@@ -41,7 +41,6 @@ def in_model_space(data: TrainingSet, model_ids: Sequence[str]) -> ModelSpace:
     translate = np.fromiter((position.get(item, -1) for item in data.items.ids), np.int32, len(data.items))
     source = np.full(known, -1, np.int32)
     source[translate[translate >= 0]] = np.flatnonzero(translate >= 0)
-    present = source >= 0
     old = data.events
     kept = translate[old.item] >= 0
     events = Events.sort(
@@ -55,8 +54,8 @@ def in_model_space(data: TrainingSet, model_ids: Sequence[str]) -> ModelSpace:
     )
     items = Items(
         model_ids,
-        np.where(present, data.items.category[source], -1).astype(np.int32),
+        np.append(data.items.category, np.int32(-1))[source],  # -1 picks the appended "unknown"
         data.items.categories,
-        np.where(present, data.items.price[source], np.nan).astype(np.float32),
+        np.append(data.items.price, np.float32(np.nan))[source],
     )
     return ModelSpace(events, items, source)

@@ -1,0 +1,169 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recsys_assets.models import MEMBERS
+from recsys_assets.pipeline import Pipeline
+from recsys_assets.storage.artifacts import link_tree
+from recsys_assets_tests.graph import DAYS, TRAIN, TRAINED, Ran, changed, copy_home, fill, make_home, run
+
+FIRST, SECOND = TRAINED
+
+
+def champion(pipeline: Pipeline) -> dict[str, Any]:
+    found = pipeline.champion.read()
+    assert found is not None
+    return found
+
+
+def decision(pipeline: Pipeline, day: str) -> dict[str, Any]:
+    return pipeline.tables.read("promotion", day).to_dicts()[0]
+
+
+def dethrone(pipeline: Pipeline) -> None:
+    """The first day's model is the champion, and nothing was decided about the second's."""
+    pipeline.tables.path("promotion", SECOND).unlink()
+    hybrid = pipeline.artifacts.need("hybrid_model", FIRST)
+    pipeline.champion.path.unlink()
+    pipeline.champion.move(FIRST, hybrid.version, "for the test")
+
+
+@pytest.fixture
+def home(trained_home: Pipeline, tmp_path: Path) -> Pipeline:
+    return copy_home(trained_home, tmp_path / "home")
+
+
+def test_figures_of_every_split_and_model(train_run: tuple[Pipeline, Ran]) -> None:
+    pipeline, ran = train_run
+    frame = pipeline.tables.read("evaluation", SECOND)
+    assert set(frame["split"].unique()) == {"next_day", "next_day_warm", "next_day_cold", "validation", "test"}
+    assert set(frame["model"].unique()) == {"hybrid", "popularity_7d", *MEMBERS}
+    ndcg = frame.filter((pl.col("metric") == "ndcg") & (pl.col("k") == 10))
+    assert ((ndcg["low"] <= ndcg["value"]) & (ndcg["value"] <= ndcg["high"])).all()
+    users = dict(ndcg.filter(pl.col("model") == "hybrid").select("split", "users").iter_rows())
+    assert users["next_day"] == users["next_day_warm"] + users["next_day_cold"]
+    recorded = ran.metadata("evaluation", SECOND)
+    value = ndcg.filter((pl.col("split") == "next_day") & (pl.col("model") == "hybrid"))["value"][0]
+    assert recorded["ndcg@10"] == value
+    assert recorded["users measured"] == users["next_day"]
+    assert ran.checks()["above_popularity"]
+
+
+def test_the_newest_good_model_is_the_champion(train_run: tuple[Pipeline, Ran]) -> None:
+    pipeline, ran = train_run
+    assert champion(pipeline)["day"] == SECOND
+    assert champion(pipeline)["previous"]["day"] == FIRST
+    assert decision(pipeline, FIRST)["reason"].startswith("the first champion")
+    assert decision(pipeline, SECOND)["champion_day"] == FIRST
+    assert ran.metadata("promotion", SECOND)["champion now"] == SECOND
+
+
+def test_an_old_day_never_moves_the_champion(home: Pipeline) -> None:
+    before = champion(home)
+    home.tables.path("promotion", FIRST).unlink()
+    ran = run(home, ["promotion"], [FIRST])
+    assert ran.metadata("promotion", FIRST)["reason"] == (
+        f"the model of {FIRST} is older than the champion of {SECOND}"
+    )
+    assert champion(home) == before
+
+
+def test_a_backfill_of_an_older_day_leaves_the_champion(home: Pipeline) -> None:
+    before = champion(home)
+    cheap = changed(home, sequence={"max_tokens": 1000})
+    run(cheap, TRAIN, [DAYS[3]])
+    assert decision(cheap, DAYS[3])["promoted"] is False
+    assert champion(cheap) == before
+    assert cheap.tables.read("recommendations", DAYS[3])["model_day"].unique().to_list() == [SECOND]
+
+
+def test_a_promotion_is_not_taken_back_by_running_it_again(home: Pipeline) -> None:
+    before = home.tables.path("promotion", SECOND).read_bytes()
+    ran = run(home, ["promotion"], TRAINED)
+    assert ran.metadata("promotion", SECOND)["unchanged"] is True
+    assert ran.metadata("promotion", FIRST)["promoted"] is True
+    assert home.tables.path("promotion", SECOND).read_bytes() == before
+
+
+def test_a_kill_before_the_pointer_moved_is_mended_by_running_again(home: Pipeline) -> None:
+    """The row is written before the pointer moves."""
+    hybrid = home.artifacts.need("hybrid_model", FIRST)
+    home.champion.path.unlink()
+    home.champion.move(FIRST, hybrid.version, "for the test")
+    ran = run(home, ["promotion"], [SECOND])
+    assert ran.metadata("promotion", SECOND)["unchanged"] is False
+    assert champion(home)["day"] == SECOND
+
+
+def test_other_rules_decide_again(home: Pipeline) -> None:
+    dethrone(home)
+    strict = changed(home, promotion={"min_coverage": 1.0})
+    assert (
+        "of the catalogue, below 100.0%" in run(strict, ["promotion"], [SECOND]).metadata("promotion", SECOND)["reason"]
+    )
+    assert champion(strict)["day"] == FIRST
+    assert run(strict, ["promotion"], [SECOND]).metadata("promotion", SECOND)["unchanged"] is True
+    mild = changed(home, promotion={"min_coverage": 0.0})
+    assert run(mild, ["promotion"], [SECOND]).metadata("promotion", SECOND)["promoted"] is True
+    assert champion(mild)["day"] == SECOND
+
+
+def test_a_sabotaged_challenger_is_refused(home: Pipeline) -> None:
+    dethrone(home)
+    good = home.artifacts.need("hybrid_model", SECOND)
+    info = {**good.info, "weights": {name: -abs(weight) - 1 for name, weight in good.info["weights"].items()}}
+    with home.artifacts.publish("hybrid_model", SECOND, "sabotaged", info) as folder:
+        for path in good.path.iterdir():
+            if path.is_dir():
+                link_tree(path, folder / path.name)
+            elif path.name != "manifest.json":
+                (folder / path.name).write_bytes(path.read_bytes())
+    ran = run(home, ["evaluation", "promotion", "recommendations"], [SECOND])
+    assert not ran.checks()["above_popularity"]
+    found = ran.metadata("promotion", SECOND)
+    assert found["promoted"] is False
+    assert "is not above popularity's" in found["reason"]
+    assert champion(home)["day"] == FIRST
+    assert decision(home, SECOND)["model_version"] == "sabotaged"
+    assert home.tables.read("recommendations", SECOND)["model_day"].unique().to_list() == [FIRST]
+
+
+def test_the_champion_stays_servable_when_its_day_is_built_again(home: Pipeline) -> None:
+    before = champion(home)
+    other = changed(home, training={"validation_days": 1}, promotion={"min_coverage": 1.0})
+    run(other, ["popularity_model", "repeat_model", "transition_model", "als_model", "sequence_model"], [SECOND])
+    run(other, ["hybrid_model", "evaluation", "promotion", "recommendations"], [SECOND])
+    assert other.artifacts.need("hybrid_model", SECOND).version != before["version"]
+    assert champion(other) == before
+    kept = other.artifacts.at("hybrid_model", SECOND, before["version"])
+    assert kept is not None
+    kept.verify()
+    assert other.tables.read("recommendations", SECOND)["model_version"].unique().to_list() == [before["version"]]
+
+
+def test_a_champion_whose_files_are_gone(home: Pipeline) -> None:
+    pointer = json.loads(home.champion.path.read_text())
+    home.champion.path.write_text(json.dumps({**pointer, "version": "gone"}))
+    home.tables.path("recommendations", SECOND).unlink()
+    said = run(home, ["recommendations"], [SECOND], must=False).said()
+    assert f"the champion's files ({SECOND}, gone) are gone. Materialize hybrid_model, evaluation and promotion" in said
+
+
+def test_the_very_first_day_of_a_shop_gets_its_lists(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path, sequence={"max_tokens": 1000})
+    fill(pipeline, DAYS[:1])
+    ran = run(pipeline, ["raw_events", "interactions", *TRAIN], DAYS[:1])
+    assert ran.metadata("promotion", DAYS[0])["promoted"] is True
+    assert ran.metadata("recommendations", DAYS[0])["users"] > 10
+
+
+def test_a_day_without_any_event_after_a_champion(home: Pipeline) -> None:
+    cheap = changed(home, sequence={"max_tokens": 1000})
+    day = "2025-11-20"
+    run(cheap, ["raw_events", "interactions", *TRAIN], [day])
+    assert "nobody did anything on the unseen day" in decision(cheap, day)["reason"]
+    assert champion(cheap)["day"] == SECOND
+    assert cheap.tables.read("recommendations", day).height > 0
