@@ -40,6 +40,12 @@ class BucketSettings(_Section):
     endpoint_url: str | None = Field(None, description="for an S3-compatible store")
     profile: str | None = Field(None, description="AWS profile name")
     ignore_names: list[str] = Field(["temp-*", ".*", "_*"], description="file-name globs of objects never read")
+    include: list[str] = Field(
+        [], description="globs of a file's name or of its path in the day's folder; only these are read; empty: all"
+    )
+    max_files: int | None = Field(
+        None, ge=1, description="objects read per day, the first by key: for trying things out; unset: all"
+    )
     in_flight: int = Field(64, ge=1, le=1024, description="objects fetched at once")
     max_object_mb: int = Field(512, ge=1, description="decompressed size above which an object is rejected")
 
@@ -94,10 +100,28 @@ class IngestSettings(_Section):
 
     window_days: int = Field(14, ge=1, le=3660, description="days back from today that each sensor tick compares")
     quiet_minutes: float = Field(5, ge=0, description="a day is asked for once its newest object is this old")
-    max_requests_per_tick: int = Field(20, ge=1, le=500)
+    reconcile_hours: float = Field(
+        24, ge=0, description="a change to a day before the window is found within so many hours; 0: never looked for"
+    )
+    max_requests_per_tick: int = Field(
+        20, ge=1, le=500, description="runs asked for per tick; with far more new days a backfill is proposed instead"
+    )
+    max_list_requests_per_tick: int = Field(
+        1000, ge=10, description="listing requests (1,000 objects each) for the folders of days, per tick"
+    )
     max_attempts: int = Field(3, ge=1, description="runs asked for with the same content before the sensor gives up")
     max_shrink_share: float = Field(
-        0.5, ge=0, le=1, description="a day that would lose more than this share of its bytes is refused"
+        0.5,
+        ge=0,
+        le=1,
+        description="a day that would lose more than this share of its bytes, or of its events by a change of rules, "
+        "or become empty, is refused",
+    )
+    session_gap_minutes: float | None = Field(
+        None, gt=0, description="interactions get a session_id; a pause this long begins a new one; unset: none"
+    )
+    max_events_per_hour: int | None = Field(
+        None, ge=1, description="users with more events in one hour are set aside for the day; unset: nobody is"
     )
 
 

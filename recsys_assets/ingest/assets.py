@@ -71,6 +71,11 @@ def raw_events(
         found = listing.days_of(pipeline.bucket, settings, days)
         objects = sum(len(each) for each in found.days.values())
         context.log.info(f"{reporting.summary(days)}: {objects} objects listed with {found.requests} requests")
+        if left := found.ignored.get("max_files"):
+            context.log.warning(
+                f"{left} objects are NOT read, because bucket.max_files is {settings.bucket.max_files}: a setting for "
+                "trying things out. Remove it and run these days again to read them."
+            )
         if not objects and not listing.has_any(pipeline.bucket, settings):
             raise InputError(
                 f"Nothing lies below {pipeline.bucket.url}/{settings.bucket.prefix}. Check bucket.url and "

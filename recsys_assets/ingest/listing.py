@@ -5,11 +5,10 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from recsys_assets.settings import BucketSettings, Settings
@@ -25,8 +24,10 @@ class DayListing:
     """A listing of some days.
 
     Attributes:
-        days: day 'YYYY-MM-DD' -> its objects in byte order of their keys; days that were asked for are always there.
-        ignored: reason -> objects of these days that are not read: 'directory_marker', 'ignored_name', 'suffix'.
+        days: day 'YYYY-MM-DD' -> its objects in byte order of their keys; days that were asked for are always there,
+            unless `max_requests` came first.
+        ignored: reason -> objects of these days that are not read: 'directory_marker', 'ignored_name', 'not_included',
+            'suffix', 'max_files'.
         requests: listing requests sent.
     """
 
@@ -35,23 +36,129 @@ class DayListing:
     requests: int
 
 
-def days_of(bucket: Bucket, settings: Settings, days: Collection[str]) -> DayListing:
-    """Lists the objects of the given days ('YYYY-MM-DD').
+@dataclass(frozen=True)
+class Survey:
+    """What lies below the prefix, as far as that is known without opening the folders of days.
 
-    A day's folder is `prefix` plus the layout; all below it, hours for instance, belongs to that day. Keys anywhere
-    else below the prefix (undated, an impossible date, beside the dated folders) belong to the day of their
-    LastModified in the calendar's time zone. Only folders of other days are left unlisted.
+    Attributes:
+        folders: day -> its folders (several where the layout goes down to hours).
+        undated: every object that lies in no day's folder, by the day of its LastModified.
+        requests: listing requests sent.
+    """
+
+    folders: dict[str, list[str]]
+    undated: dict[str, list[LogObject]]
+    requests: int
+
+    @property
+    def days(self) -> set[str]:
+        """The days that have a folder or an undated object, readable or not."""
+        return {*self.folders, *self.undated}
+
+
+def survey(bucket: Bucket, settings: Settings) -> Survey:
+    """Lists the levels above the folders of days, and all that lies elsewhere below the prefix.
+
+    Keys that are in no folder of a day (undated, an impossible date, beside the dated folders) belong to the day of
+    their LastModified in the calendar's time zone; which one, a listing alone tells, so they are always listed.
 
     Raises:
         BucketError: the bucket cannot be listed.
         ValueError: the layout has a code other than %Y %m %d %j %H %M %S.
     """
-    return _list(bucket, settings, frozenset(days))
+    zone = ZoneInfo(settings.calendar.time_zone)
+    before = bucket.list_requests
+    segments = [_segment_pattern(segment) for segment in settings.bucket.layout.removesuffix("/").split("/")]
+    open_folders: list[tuple[str, dict[str, str]]] = [(settings.bucket.prefix, {})]
+    undated: dict[str, list[LogObject]] = defaultdict(list)
+    elsewhere: list[str] = []
+
+    def add_undated(objects: Iterable[LogObject]) -> None:
+        for obj in objects:
+            undated[obj.last_modified.astimezone(zone).date().isoformat()].append(obj)
+
+    folders: dict[str, list[str]] = defaultdict(list)
+    with ThreadPoolExecutor(_LISTERS, thread_name_prefix="list") as pool:
+        for segment in segments:  # one level of folders after the other
+            deeper: list[tuple[str, dict[str, str]]] = []
+            levels = pool.map(bucket.level, [folder for folder, _ in open_folders])
+            for (folder, known), (objects, subfolders) in zip(open_folders, levels, strict=True):
+                add_undated(objects)
+                for subfolder in subfolders:
+                    match = segment.fullmatch(subfolder[len(folder) : -1])
+                    if match is None or any(known.get(code, text) != text for code, text in match.groupdict().items()):
+                        elsewhere.append(subfolder)
+                    else:
+                        deeper.append((subfolder, known | match.groupdict()))
+            open_folders = deeper
+        for folder, known in open_folders:
+            day = _day(known)
+            if day is None:
+                elsewhere.append(folder)
+            else:
+                folders[day].append(folder)
+        for objects in pool.map(lambda folder: list(bucket.walk(folder)), elsewhere):
+            add_undated(objects)
+    return Survey(dict(folders), dict(undated), bucket.list_requests - before)
+
+
+def days_of(
+    bucket: Bucket,
+    settings: Settings,
+    days: Sequence[str],
+    surveyed: Survey | None = None,
+    max_requests: int | None = None,
+) -> DayListing:
+    """Lists the objects of the given days ('YYYY-MM-DD').
+
+    A day's folder is `prefix` plus the layout; all below it, hours for instance, belongs to that day, as do the
+    undated keys that were last modified on it. Only folders of other days are left unlisted.
+
+    Args:
+        surveyed: a survey made a moment ago; None: one is made.
+        max_requests: no further days are begun once their folders have taken this many requests. At least
+            eight are listed; the first ones given come first.
+
+    Raises:
+        BucketError: the bucket cannot be listed.
+        ValueError: as for `survey`.
+    """
+    before = bucket.list_requests
+    known = surveyed or survey(bucket, settings)
+    why_ignored = _ignorer(settings.bucket)
+    found: dict[str, list[LogObject]] = {}
+    ignored: Counter[str] = Counter()
+    begun = bucket.list_requests
+    at_once = len(days) if max_requests is None else _LISTERS
+
+    with ThreadPoolExecutor(_LISTERS, thread_name_prefix="list") as pool:
+        for start in range(0, len(days), max(at_once, 1)):
+            if max_requests is not None and start and bucket.list_requests - begun >= max_requests:
+                break
+            some = days[start : start + at_once]
+            folders = [(day, folder) for day in some for folder in known.folders.get(day, ())]
+            here: dict[str, list[LogObject]] = {day: [] for day in some}
+            for (day, folder), objects in zip(
+                folders, pool.map(lambda pair: list(bucket.walk(pair[1])), folders), strict=True
+            ):
+                here[day] += _read(objects, folder, why_ignored, ignored)
+            for day in some:
+                here[day] += _read(known.undated.get(day, ()), settings.bucket.prefix, why_ignored, ignored)
+                here[day].sort(key=lambda obj: obj.key.encode())
+                found[day] = here[day][: settings.bucket.max_files]
+                ignored["max_files"] += len(here[day]) - len(found[day])
+    return DayListing(
+        {day: found[day] for day in sorted(found)},
+        {reason: count for reason, count in sorted(ignored.items()) if count},
+        bucket.list_requests - before,
+    )
 
 
 def all_days(bucket: Bucket, settings: Settings) -> dict[str, int]:
     """Day -> number of its objects, for every day that has any, oldest first. Lists every key below the prefix."""
-    return {day: len(objects) for day, objects in sorted(_list(bucket, settings, None).days.items())}
+    surveyed = survey(bucket, settings)
+    found = days_of(bucket, settings, sorted(surveyed.days), surveyed)
+    return {day: len(objects) for day, objects in found.days.items() if objects}
 
 
 def has_any(bucket: Bucket, settings: Settings) -> bool:
@@ -67,64 +174,15 @@ def fingerprint(objects: Iterable[LogObject]) -> str:
     return digest.hexdigest()
 
 
-def _list(bucket: Bucket, settings: Settings, wanted: frozenset[str] | None) -> DayListing:
-    """`wanted` None: every day."""
-    zone = ZoneInfo(settings.calendar.time_zone)
-    before = bucket.list_requests
-    found: dict[str, list[LogObject]] = defaultdict(list)
-    ignored: Counter[str] = Counter()
-    why_ignored = _ignorer(settings.bucket)
-
-    def add(day: str, folder: str, objects: Iterable[LogObject]) -> None:
-        for obj in objects:
-            if reason := why_ignored(obj.key[len(folder) :]):
-                ignored[reason] += 1
-            else:
-                found[day].append(obj)
-
-    def add_undated(objects: Iterable[LogObject]) -> None:
-        for obj in objects:
-            day = obj.last_modified.astimezone(zone).date().isoformat()
-            if wanted is None or day in wanted:
-                add(day, settings.bucket.prefix, [obj])
-
-    segments = [_segment_pattern(segment) for segment in settings.bucket.layout.removesuffix("/").split("/")]
-    open_folders: list[tuple[str, dict[str, str]]] = [(settings.bucket.prefix, {})]
-    dated: list[tuple[str, str]] = []  # day, folder
-    undated: list[str] = []
-    with ThreadPoolExecutor(_LISTERS, thread_name_prefix="list") as pool:
-        for segment in segments:  # one level of folders after the other
-            deeper: list[tuple[str, dict[str, str]]] = []
-            levels = pool.map(bucket.level, [folder for folder, _ in open_folders])
-            for (folder, known), (objects, subfolders) in zip(open_folders, levels, strict=True):
-                add_undated(objects)
-                for subfolder in subfolders:
-                    match = segment.fullmatch(subfolder[len(folder) : -1])
-                    if match is None or any(known.get(code, text) != text for code, text in match.groupdict().items()):
-                        undated.append(subfolder)
-                    else:
-                        deeper.append((subfolder, known | match.groupdict()))
-            open_folders = deeper
-        for folder, known in open_folders:
-            day = _day(known)
-            if day is None:
-                undated.append(folder)
-            elif wanted is None or day in wanted:
-                dated.append((day, folder))
-
-        def whole(folder: str) -> list[LogObject]:
-            return list(bucket.walk(folder))
-
-        for (day, folder), objects in zip(dated, pool.map(whole, [folder for _, folder in dated]), strict=True):
-            add(day, folder, objects)
-        for objects in pool.map(whole, undated):
-            add_undated(objects)
-    days = sorted(wanted if wanted is not None else found)
-    return DayListing(
-        {day: sorted(found[day], key=lambda obj: obj.key.encode()) for day in days},
-        dict(sorted(ignored.items())),
-        bucket.list_requests - before,
-    )
+def _read(
+    objects: Iterable[LogObject], folder: str, why_ignored: Callable[[str], str | None], ignored: Counter[str]
+) -> Iterator[LogObject]:
+    """The objects of a folder that are read; counts the others."""
+    for obj in objects:
+        if reason := why_ignored(obj.key[len(folder) :]):
+            ignored[reason] += 1
+        else:
+            yield obj
 
 
 def _segment_pattern(segment: str) -> re.Pattern[str]:
@@ -153,19 +211,25 @@ def _day(known: dict[str, str]) -> str | None:
     return day.isoformat()
 
 
-def _ignorer(settings: BucketSettings) -> Callable[[str], Any]:
+def _ignorer(settings: BucketSettings) -> Callable[[str], str | None]:
     """A function from a key's part below the day's folder (or the prefix) to the reason it is not read, or None.
 
     A folder that matches an ignored name is ignored with all below it, as Spark's _temporary/ wants to be.
     """
-    globs = "|".join(fnmatch.translate(glob) for glob in settings.ignore_names)
-    ignored_name = re.compile(globs or r"(?!)")
+    ignored_name = _any_of(settings.ignore_names)
+    included = _any_of(settings.include or ["*"])
 
     def reason(below: str) -> str | None:
         if below.endswith("/") or not below:
             return "directory_marker"
         if any(ignored_name.match(part) for part in below.split("/")):
             return "ignored_name"
+        if not (included.match(below) or included.match(below.rpartition("/")[2])):
+            return "not_included"
         return None if _SUFFIX.search(below) else "suffix"
 
     return reason
+
+
+def _any_of(globs: list[str]) -> re.Pattern[str]:
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or r"(?!)")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_assets.ingest.listing import all_days, days_of, fingerprint, has_any
+from recsys_assets.ingest.listing import all_days, days_of, fingerprint, has_any, survey
 from recsys_assets.settings import BucketSettings, Settings
 from recsys_assets.storage.bucket import LogObject, open_bucket
 
@@ -92,6 +92,66 @@ def test_ignored(any_bucket: BucketSettings) -> None:
     assert [obj.key for obj in found.days["2025-11-01"]] == sorted("logs/2025/11/01/" + key for key in read)
     markers = {"directory_marker": 2} if any_bucket.url.startswith("s3") else {}
     assert found.ignored == {"ignored_name": 4, "suffix": 4} | markers
+
+
+@pytest.mark.parametrize(
+    ("include", "read"),
+    [
+        (["web-*"], ["07/web-b.json", "web-a.json", "web-x/c.json"]),  # `*` goes over folders too
+        (["*b.json"], ["07/web-b.json", "app-b.json"]),
+        (["0?/*", "app-b.json"], ["07/web-b.json", "app-b.json"]),
+        (["nothing"], []),
+    ],
+)
+def test_include(any_bucket: BucketSettings, include: list[str], read: list[str]) -> None:
+    settings = settings_of(any_bucket, include=include)
+    bucket = open_bucket(settings.bucket, settings.home)
+    every = ["web-a.json", "07/web-b.json", "app-b.json", "web-x/c.json", "temp-web-b.json"]
+    for key in every:
+        bucket.put("logs/2025/11/01/" + key, b"[]")
+    found = days_of(bucket, settings, ["2025-11-01"])
+    assert [obj.key for obj in found.days["2025-11-01"]] == ["logs/2025/11/01/" + key for key in read]
+    assert found.ignored == {"ignored_name": 1, "not_included": len(every) - 1 - len(read)}
+
+
+def test_max_files_reads_the_first_by_key_and_counts_the_rest(any_bucket: BucketSettings) -> None:
+    settings = settings_of(any_bucket, max_files=2)
+    bucket = open_bucket(settings.bucket, settings.home)
+    for key in ("2025/11/01/c.json", "2025/11/01/b/x.json", "2025/11/01/_a.json", "2025/11/01/a.json", "undated.json"):
+        bucket.put("logs/" + key, b"[]")
+    found = days_of(bucket, settings, ["2025-11-01", today()])
+    assert [obj.key for obj in found.days["2025-11-01"]] == ["logs/2025/11/01/a.json", "logs/2025/11/01/b/x.json"]
+    assert [obj.key for obj in found.days[today()]] == ["logs/undated.json"]
+    assert found.ignored == {"ignored_name": 1, "max_files": 1}
+
+
+def test_a_survey_knows_every_day_without_opening_its_folder(any_bucket: BucketSettings) -> None:
+    settings = settings_of(any_bucket, layout="%Y-%m-%d/%H/")
+    bucket = open_bucket(settings.bucket, settings.home)
+    for day in range(1, 29):
+        for hour in (7, 8):
+            bucket.put(f"logs/2025-11-{day:02}/{hour:02}/a.json", b"[]")
+    bucket.put("logs/2025-11-01/late.json", b"[]")
+    surveyed = survey(bucket, settings)
+    assert surveyed.days == {today(), *(f"2025-11-{day:02}" for day in range(1, 29))}
+    assert surveyed.requests == 1 + 28
+    before = bucket.list_requests
+    found = days_of(bucket, settings, ["2025-11-02", today()], surveyed)
+    assert {day: len(objects) for day, objects in found.days.items()} == {"2025-11-02": 2, today(): 1}
+    assert found.requests == bucket.list_requests - before == 2
+
+
+def test_listing_stops_between_days_when_the_requests_are_spent(any_bucket: BucketSettings) -> None:
+    settings = settings_of(any_bucket)
+    bucket = open_bucket(settings.bucket, settings.home)
+    days = [f"2025-11-{day:02}" for day in range(28, 0, -1)]
+    for day in days:
+        bucket.put(f"logs/{day.replace('-', '/')}/a.json", b"[]")
+    found = days_of(bucket, settings, days, max_requests=10)
+    assert list(found.days) == sorted(days[:16]), "the first given come first; what is begun is listed whole"
+    assert all(len(objects) == 1 for objects in found.days.values())
+    assert len(days_of(bucket, settings, days, max_requests=1).days) == 8
+    assert len(days_of(bucket, settings, days, max_requests=28).days) == 28
 
 
 def test_other_days_are_not_listed(any_bucket: BucketSettings) -> None:

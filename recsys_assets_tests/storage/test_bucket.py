@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -423,3 +424,22 @@ def test_a_name_that_is_no_utf8_is_an_error(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.json")).write_bytes(b"")
     with pytest.raises(BucketError, match="UTF-8"):
         list(open_bucket(BucketSettings(url="file://."), tmp_path).walk(""))
+
+
+@pytest.mark.parametrize("harm", [b"", b"<LastModified>yesterday</LastModified>", b"no XML"])
+def test_a_listing_that_our_parser_does_not_take_goes_to_botocores(harm: bytes) -> None:
+    entry = b"<Key>a%2Bb+c</Key><LastModified>2025-11-01T10:00:00.123Z</LastModified>"
+    entry += b"<ETag>&quot;e&quot;</ETag><Size>3</Size>"
+    page = b"<ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><EncodingType>url</EncodingType>"
+    page += b"<Contents>" + entry + harm + b"</Contents><IsTruncated>false</IsTruncated></ListBucketResult>"
+    response = {"status_code": 200, "body": b"no XML" if harm == b"no XML" else page}
+    before = dict(response)
+    taken: dict[str, Any] = {}
+    module._take_entries(response, taken)
+    if harm:
+        assert response == before
+        assert taken == {}
+    else:
+        assert taken[module._ENTRIES] == [LogObject("a+b c", '"e"', 3, datetime(2025, 11, 1, 10, tzinfo=UTC))]
+        assert b"Contents" not in response["body"]
+        assert b"IsTruncated" in response["body"]
