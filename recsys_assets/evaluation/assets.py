@@ -56,7 +56,7 @@ def evaluation(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pip
             started = time.monotonic()
             found = sources(pipeline, day)
             version = _version(pipeline, found)
-            info = pipeline.tables.info("evaluation", day)
+            info = pipeline.tables.sound_info("evaluation", day)
             unchanged = info is not None and info["version"] == version
             if unchanged:
                 frame = pipeline.tables.read("evaluation", day)
@@ -204,7 +204,7 @@ def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
         recommend=pipeline.settings.recommend.model_dump(),
         code=CODE_VERSION,
     )
-    before = pipeline.tables.info("promotion", found.day)
+    before = pipeline.tables.sound_info("promotion", found.day)
     if before is not None and (before["version"], before.get("rules")) == (found.hybrid.version, rules):
         now = champion["version"] if champion else None
         carried_out = champion is not None and (now == found.hybrid.version or champion["day"] > found.day)

@@ -81,7 +81,7 @@ def raw_events(
                 f"Nothing lies below {pipeline.bucket.url}/{settings.bucket.prefix}. Check bucket.url and "
                 "bucket.prefix (recsys preflight helps). Earlier partitions are as they were."
             )
-        known = {day: pipeline.tables.info("raw_events", day) for day in days}
+        known = {day: pipeline.tables.sound_info("raw_events", day) for day in days}
         changed = [
             day
             for day in days
@@ -352,7 +352,7 @@ def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: st
     raw = pipeline.need_table("raw_events", day)
     fingerprint = (pipeline.tables.info("raw_events", day) or {})[FINGERPRINT]
     version = cleaning_version(pipeline, fingerprint)
-    existing = pipeline.tables.info("interactions", day)
+    existing = pipeline.tables.sound_info("interactions", day)
     if existing is not None and existing["version"] == version:
         return existing, False
     result = clean(connection, raw, day, pipeline.settings)

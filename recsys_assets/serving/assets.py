@@ -51,7 +51,7 @@ def recommendations(context: dg.AssetExecutionContext, pipeline: dg.ResourcePara
             started = time.monotonic()
             training = pipeline.artifacts.need("training_set", day)
             version = _version(pipeline, training.version)
-            info = pipeline.tables.info("recommendations", day)
+            info = pipeline.tables.sound_info("recommendations", day)
             unchanged = info is not None and info["version"] == version
             if info is None or not unchanged:
                 frame, info = _all_lists(pipeline, day, training.version, context.log.info)
@@ -169,7 +169,7 @@ def similar_items(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[
             started = time.monotonic()
             training = pipeline.artifacts.need("training_set", day)
             version = _version(pipeline, training.version)
-            info = pipeline.tables.info("similar_items", day)
+            info = pipeline.tables.sound_info("similar_items", day)
             unchanged = info is not None and info["version"] == version
             if info is None or not unchanged:
                 frame, info = _similar(Recommender.open(pipeline, day), pipeline.settings.recommend.similar_items)

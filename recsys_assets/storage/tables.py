@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_assets.storage import files
+from recsys_assets.storage.artifacts import ArtifactError
 
 _DAY_FILE = re.compile(r"^(\d{4}-\d{2}-\d{2})\.parquet$")
 _INFO_KEY = "recsys"
@@ -49,13 +51,29 @@ class Tables:
         return sorted(match[1] for path in folder.iterdir() if (match := _DAY_FILE.match(path.name)))
 
     def info(self, table: str, day: str) -> dict[str, Any] | None:
-        """What was said of the partition when it was published; None if there is none."""
+        """What was said of the partition when it was published; None if there is none.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
         path = self.path(table, day)
         if not path.exists():
             return None
-        entries = pq.read_metadata(path).metadata or {}
+        try:
+            entries = pq.read_metadata(path).metadata or {}
+        except pa.ArrowInvalid as error:
+            raise ArtifactError(
+                f"{path} is not the Parquet file that was published. Materialize {table} for {day} again to rebuild it."
+            ) from error
         info: dict[str, Any] = json.loads(entries.get(_INFO_KEY.encode(), b"{}"))
         return info
+
+    def sound_info(self, table: str, day: str) -> dict[str, Any] | None:
+        """The same, and None for a damaged file: what decides whether a partition may stay as it is."""
+        try:
+            return self.info(table, day)
+        except ArtifactError:
+            return None
 
     def read(self, table: str, day: str, columns: list[str] | None = None) -> pl.DataFrame:
         return pl.read_parquet(self.path(table, day), columns=columns)

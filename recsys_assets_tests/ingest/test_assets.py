@@ -318,6 +318,18 @@ def test_no_disk_for_the_views(full_disk: Any) -> None:
     assert pipeline.warehouse.path.exists()
 
 
+@pytest.mark.parametrize("asset", INGEST)
+def test_a_damaged_partition_is_explained_and_rebuilt(home: Pipeline, asset: str) -> None:
+    path = home.tables.path(asset, DAY)
+    good = pl.read_parquet(path)
+    path.write_bytes(path.read_bytes()[:200])
+    if asset == "raw_events":
+        said = run(home, ["interactions"], [DAY], must=False).said()
+        assert f"{path} is not the Parquet file that was published. Materialize raw_events for {DAY} again" in said
+    assert run(home, [asset], [DAY]).metadata(asset, DAY)["unchanged"] is False
+    assert pl.read_parquet(path).equals(good)
+
+
 def test_yesterday_is_there(tmp_path: Path) -> None:
     pipeline = make_home(tmp_path, calendar={"last_day": date(2025, 11, 3)})
     missing = yesterday_is_there(pipeline=pipeline)
