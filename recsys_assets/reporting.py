@@ -4,6 +4,7 @@ import base64
 import io
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -16,16 +17,38 @@ def schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(name, type_, about) for name, (type_, about) in columns.items()])
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:
-    """A table of rows with equal keys; a line of text if there are none."""
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> dg.MetadataValue:
+    """A table of rows with equal keys; a line of text if there are none.
+
+    Args:
+        columns: which, from left to right; default: as in the first row. Rows read back from a file come sorted by
+            name.
+    """
     if not rows:
         return dg.MetadataValue.text("none")
-    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])
+    return dg.MetadataValue.table([dg.TableRecord({key: row[key] for key in columns or row}) for row in rows])
 
 
 def counts_table(name: str, counts: Mapping[str, int]) -> dg.MetadataValue:
-    """A two-column table, largest count first."""
-    return table([{name: key, "count": count} for key, count in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))])
+    """Counts with their shares, largest first."""
+    total = max(sum(counts.values()), 1)
+    ordered = sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
+    return table([{name: key, "count": count, "share": f"{count / total:.1%}"} for key, count in ordered])
+
+
+def number(value: float) -> float:
+    """Six decimals: what a page shows of a figure. The tables keep all of them."""
+    return round(value, 6)
+
+
+def moment(iso: str | None) -> dg.MetadataValue:
+    """A moment in the reader's time zone."""
+    return dg.MetadataValue.text("none") if iso is None else dg.MetadataValue.timestamp(datetime.fromisoformat(iso))
+
+
+def log_lines(lines: Sequence[str]) -> dg.MetadataValue:
+    """Lines of a log, one a bullet, so that long ones wrap."""
+    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines))
 
 
 def bars_picture(title: str, rows: Sequence[tuple[str, float, float, float]]) -> dg.MetadataValue:
@@ -44,25 +67,6 @@ def bars_picture(title: str, rows: Sequence[tuple[str, float, float, float]]) ->
     axes.invert_yaxis()
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    return _picture(figure)
-
-
-def lines_picture(title: str, series: Mapping[str, Sequence[float]], x_label: str) -> dg.MetadataValue:
-    """A line chart as an inline picture."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
-    axes = figure.subplots()
-    for name, values in series.items():
-        axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=name)
-    axes.set_xlabel(x_label)
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    return _picture(figure)
-
-
-def _picture(figure: Any) -> dg.MetadataValue:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return dg.MetadataValue.md(f"![chart](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})")
@@ -85,7 +89,7 @@ class Progress:
 
 def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
     """Numbers under `prefix/`, which Dagster plots over partitions."""
-    return {f"{prefix}/{name}": float(value) for name, value in values.items()}
+    return {f"{prefix}/{name}": number(value) for name, value in values.items()}
 
 
 def summary(days: Iterable[str]) -> str:

@@ -22,8 +22,8 @@ _METRIC_COLUMNS = {
     "metric": ("VARCHAR", "ndcg, recall, precision, hit_rate, average_precision, average_recall, coverage, ..."),
     "k": ("INTEGER", "cut-off"),
     "value": ("DOUBLE", "mean over users"),
-    "low": ("DOUBLE", "95 % bootstrap interval, where there is one"),
-    "high": ("DOUBLE", ""),
+    "low": ("DOUBLE", "of the 95 % bootstrap interval, where there is one"),
+    "high": ("DOUBLE", "of the same interval"),
     "users": ("BIGINT", "users measured"),
 }
 
@@ -116,10 +116,10 @@ def _evaluation_metadata(frame: pl.DataFrame, day: str) -> dict[str, Any]:
         for metric in ("ndcg", "recall", "precision", "hit_rate", "average_precision", "coverage"):
             value = _value(frame, HYBRID, metric)
             if value is not None:
-                metadata[f"{metric}@{MAIN_CUTOFF}"] = value
+                metadata[f"{metric}@{MAIN_CUTOFF}"] = reporting.number(value)
         for row in next_day.filter(pl.col("metric") == "ndcg").to_dicts():
             if row["model"] != HYBRID:
-                metadata[f"ndcg@{MAIN_CUTOFF} {row['model']}"] = row["value"]
+                metadata[f"ndcg@{MAIN_CUTOFF} {row['model']}"] = reporting.number(row["value"])
         ranked = next_day.filter(pl.col("metric") == "ndcg").sort("value", descending=True).to_dicts()
         metadata["chart"] = reporting.bars_picture(
             f"NDCG@{MAIN_CUTOFF} on {day}, 95 % intervals",
@@ -129,11 +129,10 @@ def _evaluation_metadata(frame: pl.DataFrame, day: str) -> dict[str, Any]:
         metadata["hybrid minus each"] = reporting.table(
             [
                 {
-                    "compared with": row["model"],
-                    "difference": round(row["value"], 4),
-                    "low": round(row["low"], 4),
-                    "high": round(row["high"], 4),
-                    "verdict": "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "cannot be told apart",
+                    "than": row["model"],
+                    "by": f"{row['value']:+.4f}",
+                    "95 % interval": f"{row['low']:+.4f} to {row['high']:+.4f}",
+                    "hybrid is": "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no different",
                 }
                 for row in gains
             ]
@@ -141,8 +140,28 @@ def _evaluation_metadata(frame: pl.DataFrame, day: str) -> dict[str, Any]:
     for split in ("validation", "test"):
         value = _value(frame, HYBRID, "ndcg", split)
         if value is not None:
-            metadata[f"ndcg@{MAIN_CUTOFF} frozen {split} hold-out"] = value
+            metadata[f"ndcg@{MAIN_CUTOFF} frozen {split} hold-out"] = reporting.number(value)
     return metadata
+
+
+_PROMOTION_COLUMNS = {
+    "day": ("DATE", "partition: the model's day"),
+    "model_version": ("VARCHAR", "of the hybrid that was judged"),
+    "promoted": ("BOOLEAN", "it became the champion"),
+    "reason": ("VARCHAR", "why, or why not"),
+    "users": ("BIGINT", "measured on the unseen day"),
+    "ndcg": ("DOUBLE", "NDCG@10 of the hybrid"),
+    "champion_day": ("VARCHAR", "the champion before; null if there was none"),
+    "champion_version": ("VARCHAR", "the champion before"),
+    "champion_ndcg": ("DOUBLE", "NDCG@10 of the champion before, on the same users"),
+    "over_popularity": ("DOUBLE", "mean difference from popularity"),
+    "over_popularity_low": ("DOUBLE", "of its 95 % interval"),
+    "over_popularity_high": ("DOUBLE", "of its 95 % interval"),
+    "over_champion": ("DOUBLE", "mean difference from the champion before"),
+    "over_champion_low": ("DOUBLE", "of its 95 % interval"),
+    "over_champion_high": ("DOUBLE", "of its 95 % interval"),
+    "coverage": ("DOUBLE", "share of the catalogue in the lists' first ten"),
+}
 
 
 @dg.asset(
@@ -157,7 +176,7 @@ def _evaluation_metadata(frame: pl.DataFrame, day: str) -> dict[str, Any]:
         "The gate: this day's model becomes the champion if it is newer, above popularity and not worse than the "
         "present champion on the same users of the unseen day. Otherwise it says why not."
     ),
-    metadata={"dagster/table_name": "promotions"},
+    metadata={"dagster/table_name": "promotions", "dagster/column_schema": reporting.schema(_PROMOTION_COLUMNS)},
 )
 def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
     with explained_failures(pipeline):
@@ -175,10 +194,8 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
                 "reason": row["reason"],
                 "champion now": (pipeline.champion.read() or {}).get("day", "none"),
                 "users measured": row["users"],
-                "ndcg@10": row["ndcg"],
-                "coverage@10": row["coverage"],
-                "unchanged": unchanged,
-                "seconds": round(time.monotonic() - started, 2),
+                "ndcg@10": reporting.number(row["ndcg"]),
+                "coverage@10": reporting.number(row["coverage"]),
             }
             for name, value in (
                 ("over popularity", row["over_popularity"]),
@@ -186,7 +203,12 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
                 ("champion", row["champion_ndcg"]),
             ):
                 if value is not None:
-                    metadata[f"ndcg@10 {name}"] = value
+                    metadata[f"ndcg@10 {name}"] = reporting.number(value)
+            metadata |= {
+                "seconds": round(time.monotonic() - started, 2),
+                "unchanged": unchanged,
+                "version": row["model_version"],
+            }
             context.add_asset_metadata(metadata, partition_key=day)
     return dg.MaterializeResult()
 

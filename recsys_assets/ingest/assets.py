@@ -96,6 +96,7 @@ def raw_events(
             pipeline.warehouse.ensure_views("raw_events", context.log.warning)
         if refused:
             raise InputError("\n".join(refused.values()))
+        of_the_run = f" of all {len(days)} days" if len(days) > 1 else ""
         for day in days:
             info = pipeline.tables.info("raw_events", day)
             assert info is not None
@@ -108,12 +109,12 @@ def raw_events(
                     "objects": info["objects"],
                     "bytes in the bucket": info["bytes"],
                     "bytes on disk": size,
-                    "unchanged": day not in seconds,
+                    "newest object": reporting.moment(info["newest"]),
+                    "largest objects": reporting.table(info["largest"], ["key", "bytes"]),
+                    f"ignored objects{of_the_run}": reporting.counts_table("reason", found.ignored),
                     "seconds": round(seconds.get(day, 0.0), 2),
-                    "newest object": info["newest"] or "none",
+                    "unchanged": day not in seconds,
                     FINGERPRINT: info[FINGERPRINT],
-                    "ignored objects": reporting.counts_table("reason", found.ignored),
-                    "largest objects": reporting.table(info["largest"]),
                 },
                 partition_key=day,
             )
@@ -204,8 +205,8 @@ def cleaning_version(pipeline: Pipeline, raw_fingerprint: str) -> str:
 
 _INTERACTION_COLUMNS = {
     "day": ("DATE", "partition"),
-    "user_id": ("VARCHAR", ""),
-    "item_id": ("VARCHAR", ""),
+    "user_id": ("VARCHAR", "as in the record"),
+    "item_id": ("VARCHAR", "as in the record"),
     "action": ("VARCHAR", "one of the settings' actions"),
     "timestamp": ("TIMESTAMP", "UTC, milliseconds"),
     "category_id": ("VARCHAR", "null where the record has none"),
@@ -218,7 +219,7 @@ _REJECTED_COLUMNS = {
     "day": ("DATE", "partition"),
     "source_key": ("VARCHAR", "the object the record came from"),
     "record": ("INTEGER", "the record's number in the object, from 0"),
-    "reason": ("VARCHAR", "missing_<field>, wrong_type_<field>, unknown_action, malformed_json, ..."),
+    "reason": ("VARCHAR", "missing_user_id, wrong_type_price, bad_timestamp, unknown_action, malformed_json, ..."),
     "detail": ("VARCHAR", "what was found instead"),
     "excerpt": ("VARCHAR", "the start of the record"),
 }
@@ -287,14 +288,13 @@ def interactions(
             ):
                 totals[name] += value
             shared = {
-                FINGERPRINT: info[FINGERPRINT],
-                "version": info["version"],
-                "unchanged": not fresh,
                 "seconds": round(time.monotonic() - started, 2),
+                "unchanged": not fresh,
+                "version": info["version"],
+                FINGERPRINT: info[FINGERPRINT],
             }
             context.add_asset_metadata(
                 {
-                    **shared,
                     "dagster/partition_row_count": counts["kept"],
                     "records in": counts["records_in"],
                     "kept": counts["kept"],
@@ -305,18 +305,21 @@ def interactions(
                     "items": counts["items"],
                     **{f"action {name}": count for name, count in counts["actions"].items()},
                     "actions": reporting.counts_table("action", counts["actions"]),
+                    **shared,
                 },
                 asset_key="interactions",
                 partition_key=day,
             )
             context.add_asset_metadata(
                 {
-                    **shared,
                     "dagster/partition_row_count": rejected,
-                    "share of the records": rejected / max(counts["records_in"], 1),
+                    "share of the records": reporting.number(rejected / max(counts["records_in"], 1)),
                     **{f"rejected {name}": count for name, count in counts["rejected"].items()},
                     "reasons": reporting.counts_table("reason", counts["rejected"]),
-                    "examples": reporting.table(info["examples"]),
+                    "examples (the view rejected_events has all)": reporting.table(
+                        info["examples"], ["reason", "source_key", "record"]
+                    ),
+                    **shared,
                 },
                 asset_key="rejected_events",
                 partition_key=day,
@@ -378,10 +381,10 @@ def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: st
 
 
 def _examples(result: CleanResult) -> list[dict[str, Any]]:
-    """One rejected record of each reason. Without the excerpt: it may hold a user's id, which stays out of Dagster."""
+    """Where one record of each reason is. Not the record: it may hold a user's id, which stays out of Dagster."""
     return (
         result.rejected.unique("reason", keep="first", maintain_order=True)
-        .select("reason", "source_key", "record", pl.lit("see the view rejected_events").alias("excerpt"))
+        .select("reason", "source_key", "record")
         .to_dicts()
     )
 

@@ -62,12 +62,15 @@ def recommendations(context: dg.AssetExecutionContext, pipeline: dg.ResourcePara
                 "dagster/partition_row_count": info["rows"],
                 "users": info["users"],
                 "different items": info["different_items"],
-                "coverage": info["coverage"],
+                "coverage": reporting.number(info["coverage"]),
                 "users with a full list": info["full_lists"],
                 "champion": info["model_day"],
-                "unchanged": unchanged,
+                "most recommended items": reporting.table(
+                    info["most_recommended"], ["item_id", "category", "in the top 10 of users"]
+                ),
                 "seconds": round(time.monotonic() - started, 2),
-                "most recommended items": reporting.table(info["most_recommended"]),
+                "unchanged": unchanged,
+                "version": version,
             }
             context.add_asset_metadata(metadata, partition_key=day)
             context.log.info(f"{day}: {info['rows']} rows for {info['users']} users")
@@ -182,9 +185,10 @@ def similar_items(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[
                     "items": info["items"],
                     "items without any similar one": info["alone"],
                     "champion": info["model_day"],
-                    "unchanged": unchanged,
+                    "examples": reporting.table(info["examples"], ["item_id", "category", "most similar"]),
                     "seconds": round(time.monotonic() - started, 2),
-                    "examples": reporting.table(info["examples"]),
+                    "unchanged": unchanged,
+                    "version": version,
                 },
                 partition_key=day,
             )

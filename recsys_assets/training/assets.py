@@ -60,11 +60,6 @@ def training_set(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[P
             info, fresh = building.merge_day(pipeline, day, frozen)
             metadata: dict[str, Any] = {
                 "dagster/partition_row_count": info["counts"]["kept"],
-                "unchanged": not fresh,
-                "seconds": round(time.monotonic() - started, 2),
-                "version": info["version"],
-                "days without interactions": len(info["missing_days"]),
-                "hold-out": f"version {info['holdout']}" if info["holdout"] else "not drawn yet: too few users",
                 **{name.replace("_", " "): value for name, value in info["counts"].items()},
                 "where the interactions went": reporting.counts_table(
                     "outcome",
@@ -80,6 +75,11 @@ def training_set(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[P
                         )
                     },
                 ),
+                "days without interactions": len(info["missing_days"]),
+                "hold-out": f"version {info['holdout']}" if info["holdout"] else "not drawn yet: too few users",
+                "seconds": round(time.monotonic() - started, 2),
+                "unchanged": not fresh,
+                "version": info["version"],
             }
             if info["missing_days"]:
                 context.log.warning(
@@ -152,19 +152,19 @@ def _member_asset(name: str, kinds: set[str], description: str) -> dg.AssetsDefi
                 artifact, fresh, data = members.fit_member(pipeline, name, day, config.full_refit, log)
                 info = artifact.info
                 metadata: dict[str, Any] = {
-                    "version": artifact.version,
-                    "unchanged": not fresh,
                     "mode": info["mode"],
                     "goes on from": info["parent"]["day"] if info["parent"] else "nothing: full refit",
                     "events": info["events"],
                     "items": info["n_items"],
                     "seconds": info["seconds"],
                     "megabytes": round(sum(f.stat().st_size for f in artifact.path.rglob("*.*")) / 1e6, 2),
+                    "unchanged": not fresh,
+                    "version": artifact.version,
                     "artifact": dg.MetadataValue.path(str(artifact.path)),
                 }
                 if fresh and data is not None:
                     metadata["examples"] = _example_lists(members.load_member(name, artifact.path / "final"), data)
-                    metadata["training log"] = dg.MetadataValue.md("\n".join(f"    {line}" for line in lines))
+                    metadata["training log"] = reporting.log_lines(lines)
                 context.add_asset_metadata(metadata, partition_key=day)
         return dg.MaterializeResult()
 
@@ -199,22 +199,19 @@ def hybrid_model(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[P
             artifact, fresh = blend.blend_day(pipeline, day, context.log.info)
             info = artifact.info
             metadata: dict[str, Any] = {
-                "version": artifact.version,
-                "unchanged": not fresh,
-                "weights learned": info["weights_origin"],
+                **reporting.prefixed("weight", info["weights"]),
                 "weights": reporting.table(
                     [
-                        {
-                            "member": name,
-                            "weight": weight,
-                            "note": "" if weight else "does not earn a place",
-                        }
+                        {"member": name, "weight": weight, "note": "" if weight else "does not earn a place"}
                         for name, weight in info["weights"].items()
-                    ]
+                    ],
+                    ["member", "weight", "note"] if 0 in info["weights"].values() else ["member", "weight"],
                 ),
-                **reporting.prefixed("weight", info["weights"]),
+                "weights learned": info["weights_origin"],
                 "items": info["n_items"],
                 "seconds": info["seconds"],
+                "unchanged": not fresh,
+                "version": artifact.version,
                 "artifact": dg.MetadataValue.path(str(artifact.path)),
             }
             context.add_asset_metadata(metadata, partition_key=day)

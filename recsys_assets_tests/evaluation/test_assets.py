@@ -47,7 +47,7 @@ def test_figures_of_every_split_and_model(train_run: tuple[Pipeline, Ran]) -> No
     assert users["next_day"] == users["next_day_warm"] + users["next_day_cold"]
     recorded = ran.metadata("evaluation", SECOND)
     value = ndcg.filter((pl.col("split") == "next_day") & (pl.col("model") == "hybrid"))["value"][0]
-    assert recorded["ndcg@10"] == value
+    assert recorded["ndcg@10"] == round(value, 6)
     assert recorded["users measured"] == users["next_day"]
     assert ran.checks()["above_popularity"]
 
