@@ -33,6 +33,9 @@ _VALIDATION_SHARE = 0.07  # the newest share of the steps decides when to stop
 _VALIDATION_ROWS = 2000
 _REPLAY_SHARE = 0.15  # old windows shown again in an update, against forgetting
 _SCORE_ROWS = 1024
+# A step touches a thousand rows of the item table. From this size on the others are left alone (lazy Adam), which is
+# three times as fast on 68,000 items and as good; on 12,000 items it costs quality (Beauty: NDCG@10 .034, not .040).
+_SPARSE_ITEMS = 30_000
 
 
 class SequenceModel:
@@ -236,7 +239,7 @@ def _build(params: Params, n_items: int, category: Ints) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.item = nn.Embedding(n_items, d)
+            self.item = nn.Embedding(n_items, d, sparse=n_items > _SPARSE_ITEMS)
             self.category = nn.Embedding(params["n_categories"] + 1, d)
             self.action = nn.Embedding(params["n_actions"], d)
             self.position = nn.Embedding(params["max_length"], d)
@@ -361,7 +364,10 @@ def _train(
         tokens = int(lengths.sum())
     epochs = max(1, min(epochs, own.max_tokens // max(tokens, 1)))
     mean_weight = float(walked.weight.mean())
-    optimizer = torch.optim.Adam(network.parameters(), lr=own.learning_rate, betas=(0.9, 0.98))
+    sparse = [network.item.weight] if network.item.sparse else []
+    dense = [value for name, value in network.named_parameters() if not (sparse and name == "item.weight")]
+    optimizers: list[Any] = [torch.optim.Adam(dense, lr=own.learning_rate, betas=(0.9, 0.98))]
+    optimizers += [torch.optim.SparseAdam(sparse, lr=own.learning_rate, betas=(0.9, 0.98))] if sparse else []
     best, best_weights, stale = -1.0, None, 0
     with torch.random.fork_rng(), one_thread():
         torch.manual_seed(settings.training.seed)
@@ -376,9 +382,10 @@ def _train(
                 mask = batch.mask & learn[batch.at]
                 aim = drawn[batch.at[mask]]
                 loss = _loss(network, batch, mask, walked.item[aim], walked.weight[aim] / mean_weight, own)
-                optimizer.zero_grad(set_to_none=True)
+                network.zero_grad(set_to_none=True)
                 loss.backward()
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 total, count = total + float(loss.detach()) * len(aim), count + len(aim)
             line = f"sequence: {label} {epoch + 1} of {epochs}, loss {total / max(count, 1):.4f}"
             if validation is not None:
