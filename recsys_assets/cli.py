@@ -245,6 +245,9 @@ def ui(port: int) -> None:
     dagster = shutil.which("dagster", path=str(Path(sys.executable).parent)) or "dagster"
     say(f"Home {home}\nOpening http://127.0.0.1:{port} (Ctrl-C ends it)")
     environment = os.environ | {"DAGSTER_HOME": str(folder), "RECSYS_HOME": str(home)}
+    # `dagster dev` works on, but says on every start that `dg dev` supersedes it, which needs another package.
+    hush = "ignore:Function `dev_command` is superseded"
+    environment["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), hush)))
     command = [dagster, "dev", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)]
     os.execve(dagster, command, environment)
 

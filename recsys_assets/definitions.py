@@ -6,7 +6,7 @@ from recsys_assets.evaluation import assets as evaluation
 from recsys_assets.ingest import assets as ingest
 from recsys_assets.ingest.sensors import new_log_prefixes
 from recsys_assets.launch import brief_logger
-from recsys_assets.pipeline import Pipeline
+from recsys_assets.pipeline import Pipeline, described
 from recsys_assets.serving import assets as serving
 from recsys_assets.training import assets as training
 from recsys_assets.training import schedules
@@ -27,7 +27,7 @@ defs = dg.Definitions(
     jobs=[schedules.ingest, schedules.train],
     schedules=[schedules.nightly_train, schedules.weekly_full_refit],
     sensors=[new_log_prefixes],
-    resources={"pipeline": Pipeline.open()},
+    resources={"pipeline": described(Pipeline.open())},
     # One process a run: the models share what they read, and torch and implicit are imported once. A process a step
     # costs 1.5 to 3.5 s each. Backfills are ranges, so a backfill is one process too.
     executor=dg.in_process_executor,

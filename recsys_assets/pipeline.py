@@ -102,3 +102,25 @@ def explained_failures(pipeline: Pipeline) -> Iterator[None]:
             ),
             allow_retries=False,
         ) from error
+
+
+def described(pipeline: Pipeline) -> dg.ResourceDefinition:
+    """The resource `pipeline`, with what its page in Dagster's UI should say of the home. No secrets."""
+    settings = pipeline.settings
+    calendar, bucket = settings.calendar, settings.bucket
+    days = f"from {calendar.first_day}" + (f" to {calendar.last_day}" if calendar.last_day else " on")
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in settings.actions.items())
+
+    def settings_and_storage(_: dg.InitResourceContext) -> Pipeline:
+        return pipeline
+
+    return dg.ResourceDefinition(
+        settings_and_storage,
+        description=(
+            f"Settings and storage of the home {settings.home} (its settings.yaml; `recsys settings` shows all).\n\n"
+            f"- bucket: {bucket.url}/{bucket.prefix}, a day's folder: {bucket.layout}\n"
+            f"- days: {days}, in {calendar.time_zone}\n"
+            f"- actions and weights: {weights}\n"
+            f"- tables and models: {settings.store}\n"
+        ),
+    )
