@@ -3,16 +3,20 @@
 The asset catalogue is the ledger: each materialization of `interactions` carries the fingerprint (keys, ETags, sizes)
 of the objects it came from. A new, late, overwritten or deleted object changes the day's fingerprint, which gives one
 request; a kept list of processed files would miss the last three.
+
+Every tick compares the newest days (`ingest.window_days`); all older ones have their turn twice within
+`ingest.reconcile_hours`, so that a change to any day is found (pace.py).
 """
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from recsys_assets.days import shift, today
-from recsys_assets.ingest import listing
+from recsys_assets.ingest import listing, pace
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import IngestSettings
@@ -22,6 +26,7 @@ DAY_TAG = "recsys/day"
 FINGERPRINT_TAG = "recsys/fingerprint"
 FINGERPRINT = "fingerprint"  # the metadata entry on interactions
 
+_INTERACTIONS = dg.AssetKey("interactions")
 _UNFINISHED = {
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -67,21 +72,33 @@ class Request:
         return f"{self.day}:{self.fingerprint}:{self.attempt}"
 
 
-def decide(seen: list[SeenDay], settings: IngestSettings, now: datetime) -> tuple[list[Request], list[str]]:
-    """Which days to ask for, oldest first, and a line for each changed day that is not asked for now."""
+def decide(
+    seen: list[SeenDay], settings: IngestSettings, now: datetime, held: Collection[str] = ()
+) -> tuple[list[Request], list[str]]:
+    """Which days to ask for, oldest first, and a line for each changed day that is not asked for now.
+
+    Days that are `held` for a backfill (pace.propose) are passed over.
+    """
     requests: list[Request] = []
     notes: list[str] = []
     for day in sorted(seen, key=lambda d: d.day):
         if day.fingerprint == day.materialized or (day.newest is None and day.materialized is None):
             continue
-        if day.in_flight:
+        if day.materialized is None and day.day in held:
+            continue
+        if day.newest is None:  # as a bucket's lifecycle leaves old days: a run would only be refused
+            notes.append(
+                f"{day.day}: all its objects are gone from the bucket; the partition stays as it was. If it is to be "
+                "emptied, materialize raw_events for this day with the config force: true"
+            )
+        elif day.in_flight:
             notes.append(f"{day.day}: a run for the same objects is under way")
         elif day.fruitless >= settings.max_attempts:
             notes.append(
                 f"{day.day}: given up after {day.fruitless} runs for the same objects; see their errors, "
                 "then materialize interactions for this day by hand"
             )
-        elif day.newest is not None and now - day.newest < timedelta(minutes=settings.quiet_minutes):
+        elif now - day.newest < timedelta(minutes=settings.quiet_minutes):
             notes.append(f"{day.day}: still receiving objects (newest {day.newest:%H:%M:%S} UTC)")
         elif len(requests) >= settings.max_requests_per_tick:
             notes.append(f"{day.day}: left to the next tick (ingest.max_requests_per_tick)")
@@ -102,7 +119,7 @@ def _last_materializations(instance: dg.DagsterInstance, days: list[str]) -> dic
     cursor = None
     while len(found) < len(days):
         page = instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=dg.AssetKey("interactions"), asset_partitions=days),
+            dg.AssetRecordsFilter(asset_key=_INTERACTIONS, asset_partitions=days),
             limit=1000,
             cursor=cursor,
         )
@@ -127,13 +144,22 @@ def _runs_for(instance: dg.DagsterInstance, day: str, fingerprint: str, since: f
     return len(asked), len(fruitless), in_flight
 
 
-def look(instance: dg.DagsterInstance, pipeline: Pipeline, days: list[str]) -> tuple[list[SeenDay], Mapping[str, int]]:
-    """Lists the days' objects and compares them with the catalogue."""
-    found = listing.days_of(pipeline.bucket, pipeline.settings, days)
-    known = _last_materializations(instance, days)
+def look(
+    instance: dg.DagsterInstance,
+    pipeline: Pipeline,
+    days: list[str],
+    surveyed: listing.Survey | None = None,
+    max_requests: int | None = None,
+) -> tuple[list[SeenDay], Mapping[str, int]]:
+    """Lists the days' objects and compares them with the catalogue.
+
+    Returns: what was seen of each day (not of those that `max_requests` left out), and how many objects were ignored
+        for which reason.
+    """
+    found = listing.days_of(pipeline.bucket, pipeline.settings, days, surveyed, max_requests)
+    known = _last_materializations(instance, list(found.days))
     seen = []
-    for day in days:
-        objects = found.days.get(day, [])
+    for day, objects in found.days.items():
         fingerprint = listing.fingerprint(objects)
         last = known.get(day)
         materialized = last.fingerprint if last else None
@@ -163,20 +189,50 @@ def window(pipeline: Pipeline, now: datetime) -> list[str]:
     description="Asks for `ingest` of every day whose objects changed: new, late, overwritten or deleted ones.",
 )
 def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SensorResult:
-    now = datetime.now(UTC)
+    now, settings = datetime.now(UTC), pipeline.settings.ingest
+    cursor = pace.Cursor.parse(context.cursor)
     days = window(pipeline, now)
+    partitions = set(daily.get_partition_keys(now))
+    ingested = context.instance.get_materialized_partitions(_INTERACTIONS) & partitions
+    before = pipeline.bucket.list_requests
     try:
-        seen, ignored = look(context.instance, pipeline, days)
+        surveyed = listing.survey(pipeline.bucket, pipeline.settings)
+        proposal = pace.propose((surveyed.days & partitions) - ingested, days, bool(ingested), settings)
+        held = proposal.held if proposal else frozenset()
+        older = sorted(((surveyed.days & partitions) | ingested) - set(days) - held)
+        due = pace.due(older, cursor, now.timestamp(), settings)
+        order = pace.window_order(days, cursor)
+        # One older day first: a window that needs all the requests must not starve the others.
+        seen, ignored = look(
+            context.instance, pipeline, [*due[:1], *order, *due[1:]], surveyed, settings.max_list_requests_per_tick
+        )
     except BucketError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
-    requests, notes = decide(seen, pipeline.settings.ingest, now)
+    requests, notes = decide(seen, settings, now, held)
+    listed = {day.day for day in seen}
+    left = [day for day in order if day not in listed]
+    if left:
+        notes.append(
+            f"{len(left)} of the window's {len(days)} days are left to the next tick: listing the others took all of "
+            "ingest.max_list_requests_per_tick"
+        )
+    if proposal:
+        notes.append(proposal.text)
     for line in notes:
         context.log.warning(line)
     if ignored:
-        context.log.info("ignored: " + ", ".join(f"{count} {reason}" for reason, count in sorted(ignored.items())))
-    reason = "; ".join(notes) or f"{len(days)} days compared, none changed"
+        said = "ignored: " + ", ".join(f"{count} {reason}" for reason, count in sorted(ignored.items()))
+        (context.log.warning if "max_files" in ignored else context.log.info)(said)
+    context.log.info(
+        f"{pipeline.bucket.list_requests - before} listing requests for {len(seen)} days, "
+        f"{len(listed & set(due))} of them before the window"
+    )
+    looked = list(itertools.takewhile(listed.__contains__, due))
+    reason = "; ".join(notes) or f"{len(seen)} days compared, none changed"
     return dg.SensorResult(
-        run_requests=list(_run_requests(requests)), skip_reason=None if requests else dg.SkipReason(reason)
+        run_requests=list(_run_requests(requests)),
+        skip_reason=None if requests else dg.SkipReason(reason),
+        cursor=pace.advanced(cursor, left, older, looked, now.timestamp(), settings).text(),
     )
 
 

@@ -44,7 +44,7 @@ def seen(**changes: Any) -> SeenDay:
         ({}, True, None),
         ({"materialized": None}, True, None),
         ({"materialized": "new"}, False, None),
-        ({"newest": None}, True, None),  # everything deleted
+        ({"newest": None}, False, "gone from the bucket"),  # a run would be refused
         ({"newest": None, "materialized": None}, False, None),  # never was anything
         ({"in_flight": True}, False, "under way"),
         ({"asked": 2, "fruitless": 2}, True, None),
@@ -109,6 +109,7 @@ class Shop:
 
     def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
         self.pipeline, self.instance = pipeline, instance
+        self.cursor: str | None = None
 
     def put(self, key: str, item: str = "i", content: bytes | None = None) -> None:
         stamp = int(datetime.fromisoformat(f"{YESTERDAY}T10:00:00+00:00").timestamp() * 1000)
@@ -119,9 +120,14 @@ class Shop:
         from recsys_assets.definitions import defs
 
         with dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": self.pipeline}, repository_def=defs.get_repository_def()
+            instance=self.instance,
+            cursor=self.cursor,
+            resources={"pipeline": self.pipeline},
+            repository_def=defs.get_repository_def(),
         ) as context:
             tick = new_log_prefixes.evaluate_tick(context)
+        self.cursor = tick.cursor
+        assert len(self.cursor or "") < 200
         valid = set(defs.resolve_job_def("ingest").partitions_def.get_partition_keys())  # type: ignore[union-attr]
         for request in tick.run_requests or []:
             assert request.partition_key in valid
@@ -330,3 +336,131 @@ def test_the_clock_of_the_machine_does_not_matter(eastern: Shop) -> None:
     os.utime(eastern.pipeline.settings.home / "bucket" / key, (moment, moment))
     assert eastern.serve_all() == [YESTERDAY]
     assert eastern.serve_all() == []
+
+
+# --- Before the window, and on a bucket that is new to the sensor -----------------------------------------------------
+
+
+def long_ago(shop: Shop, seconds: float) -> None:
+    """As if the last tick had been so long ago."""
+    cursor = json.loads(shop.cursor or "{}")
+    shop.cursor = json.dumps({**cursor, "at": cursor["at"] - seconds})
+
+
+def test_a_change_before_the_window_is_found_at_the_slower_pace(shop: Shop) -> None:
+    old = [shift(TODAY, -back) for back in (40, 39, 38)]
+    for day in old:
+        shop.put(folder(day) + "a.json")
+    run(shop.pipeline, INGEST, [old[0], old[-1]], shop.instance)
+    assert shop.days() == []
+    shop.put(folder(old[1]) + "late.json", "late")
+    shop.pipeline.bucket.delete(folder(old[2]) + "a.json")
+    assert shop.days() == [], "only the window is compared at once"
+    long_ago(shop, 24 * 3600)  # ingest.reconcile_hours
+    requests, said = shop.tick()
+    assert [request.partition_key for request in requests] == [old[1]]
+    assert shop.serve(requests[0])
+    long_ago(shop, 24 * 3600)
+    requests, said = shop.tick()
+    assert requests == []
+    assert f"{old[2]}: all its objects are gone from the bucket; the partition stays as it was" in said
+
+
+def test_reconciling_goes_on_where_it_stopped_and_leaves_the_window_its_turn(shop: Shop) -> None:
+    home, bucket = shop.pipeline.settings.home, shop.pipeline.settings.bucket
+    slow = Shop(
+        make_home(
+            home,
+            bucket=bucket.model_dump(include={"url", "endpoint_url"}),
+            ingest={
+                "quiet_minutes": 0,
+                "window_days": 20,
+                "max_list_requests_per_tick": 10,
+                "max_requests_per_tick": 40,
+            },
+        ),
+        shop.instance,
+    )
+    days = [shift(TODAY, -back) for back in range(24)]
+    for day in days:
+        slow.put(folder(day) + "a.json")
+    requests, said = slow.tick()
+    assert [request.partition_key for request in requests] == sorted(days[:16]), "eight at once, until ten requests"
+    run(slow.pipeline, INGEST, days[:16], slow.instance)
+    requests, _ = slow.tick()
+    assert [request.partition_key for request in requests] == sorted(days[16:20])
+    run(slow.pipeline, INGEST, days[16:20], slow.instance)
+    found: list[str | None] = []
+    for _ in range(5):
+        long_ago(slow, 24 * 3600)
+        requests, said = slow.tick()
+        found += [request.partition_key for request in requests]
+        for request in requests:
+            run(slow.pipeline, INGEST, [str(request.partition_key)], slow.instance)
+        assert requests or "left to the next tick" in said
+    assert sorted(map(str, found)) == sorted(days[20:]), "each once, one a tick while the window takes all the requests"
+
+
+@pytest.fixture
+def many(shop: Shop) -> tuple[Shop, list[str]]:
+    """A bucket with ten days that were never ingested, and a sensor that may ask for three a tick."""
+    bucket = shop.pipeline.settings.bucket.model_dump(include={"url", "endpoint_url"})
+    ingest = {"quiet_minutes": 0, "window_days": 4, "max_requests_per_tick": 3}
+    days = [shift(YESTERDAY, -back) for back in range(9, -1, -1)]
+    for day in days:
+        shop.put(folder(day) + "a.json")
+    return Shop(make_home(shop.pipeline.settings.home, bucket=bucket, ingest=ingest), shop.instance), days
+
+
+def test_a_first_start_on_a_long_history_proposes_a_backfill(many: tuple[Shop, list[str]]) -> None:
+    shop, days = many
+    for _ in range(3):
+        requests, said = shop.tick()
+        assert requests == []
+        assert f"recsys run ingest --from {days[0]} --to {days[-1]}" in said
+        assert f"recsys run ingest --day {days[-1]}" in said
+        long_ago(shop, 24 * 3600)
+    run(shop.pipeline, INGEST, days, shop.instance)
+    for _ in range(4):
+        requests, said = shop.tick()
+        assert requests == []
+        assert "none changed" in said
+        long_ago(shop, 24 * 3600)
+
+
+def test_the_window_goes_on_while_a_long_history_waits_for_its_backfill(many: tuple[Shop, list[str]]) -> None:
+    shop, days = many
+    run(shop.pipeline, INGEST, [days[-1]], shop.instance)
+    assert shop.serve_all() == days[-3:-1]
+    requests, said = shop.tick()
+    assert requests == []
+    assert f"recsys run ingest --from {days[0]} --to {days[-4]}" in said
+
+
+def test_another_sensor_and_a_restarted_daemon_ask_for_nothing_twice(shop: Shop) -> None:
+    from recsys_assets.definitions import defs
+
+    for back in (1, 2):
+        shop.put(folder(shift(TODAY, -back)) + "a.json")
+    first, _ = shop.tick()
+    other = Shop(Pipeline.open(shop.pipeline.settings.home), shop.instance)
+    assert [request.run_key for request in other.tick()[0]] == [request.run_key for request in first]
+    for request in first:
+        shop.instance.create_run_for_job(
+            defs.resolve_job_def("ingest"), tags={**request.tags, "dagster/partition": str(request.partition_key)}
+        )
+    assert Shop(Pipeline.open(shop.pipeline.settings.home), shop.instance).days() == []
+    shop.cursor = "{not ours"
+    assert shop.days() == []
+
+
+def test_max_files_is_said_loudly(shop: Shop) -> None:
+    bucket = shop.pipeline.settings.bucket.model_dump(include={"url", "endpoint_url"})
+    few = make_home(shop.pipeline.settings.home, bucket={**bucket, "max_files": 1}, ingest={"quiet_minutes": 0})
+    for name in "abc":
+        shop.put(folder(YESTERDAY) + name + ".json", name)
+    trial = Shop(few, shop.instance)
+    assert trial.serve_all() == [YESTERDAY]
+    assert trial.serve_all() == []
+    assert set(few.tables.read("interactions", YESTERDAY)["item_id"]) == {"a"}
+    assert shop.serve_all() == [YESTERDAY], "without the limit the day is another"
