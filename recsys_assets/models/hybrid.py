@@ -277,7 +277,8 @@ def _pools(
 
 def _pool(members: Members, history: Events, at_ms: int, k: int, barred: Any, closed: Any, own: int) -> _Pool:
     n_items, b = history.n_items, history.n_users
-    scores, keys, lists = {}, [], {}
+    scores, lists = {}, {}
+    wanted = np.zeros((b, n_items), bool)
     for name, member in members.items():
         score = member.score(history, at_ms)
         low = score.min(axis=1)
@@ -290,14 +291,13 @@ def _pool(members: Members, history: Events, at_ms: int, k: int, barred: Any, cl
         # A member proposes only what it prefers to something; popularity whatever there is, so no list runs short.
         floor = np.full(b, -np.inf, np.float32) if name == _FALLBACK else low
         found_rows, found_items, found = largest(score, k, floor)
-        keys.append(found_rows * n_items + found_items)
+        wanted[found_rows, found_items] = True
         if own:
             lists[name] = _lists(found_rows, found_items, found, b, own)
         scores[name] = score
-    key = np.unique(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
-    row, item = np.divmod(key, n_items)
+    row, item = np.nonzero(wanted)
     counts = np.bincount(row, minlength=b)
-    place = np.arange(len(key)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     width = int(counts.max(initial=0))
     items = np.full((b, width), -1, np.int32)
     items[row, place] = item
@@ -326,14 +326,15 @@ def largest(scores: Floats, k: int, floor: Floats) -> tuple[Longs, Longs, Floats
     at most the K-th largest score: one cheap pass leaves little more than K to choose from.
     """
     b, n = scores.shape
-    group = 16
-    if n >= 4 * group * k:
-        whole = n // group * group
-        maxima = scores[:, :whole].reshape(b, whole // group, group).max(axis=2)
-        bound = -np.partition(-maxima, k - 1, axis=1)[:, k - 1]
-        mask = (scores >= bound[:, None]) & (scores > floor[:, None])
-    else:
-        mask = scores > floor[:, None]
+    mask = scores > floor[:, None]
+    if k < n:
+        group = min(64, n // (4 * k))
+        few = scores
+        if group > 1:
+            whole = n // group * group
+            few = scores[:, :whole].reshape(b, whole // group, group).max(axis=2)
+        bound = np.partition(few, few.shape[1] - k, axis=1)[:, few.shape[1] - k]
+        mask &= scores >= bound[:, None]
     rows, columns = np.nonzero(mask)
     values = scores[rows, columns]
     counts = np.bincount(rows, minlength=b)
