@@ -11,7 +11,9 @@ from importlib.metadata import version
 
 def environment() -> dict[str, object]:
     """What a figure depends on besides the code. No host or user names."""
-    packages = {name: version(name) for name in ("dagster", "duckdb", "polars", "numpy", "torch", "implicit", "obstore")}
+    packages = {
+        name: version(name) for name in ("dagster", "duckdb", "polars", "numpy", "torch", "implicit", "obstore")
+    }
     return {
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -21,9 +23,15 @@ def environment() -> dict[str, object]:
 
 
 def emit(
-    name: str, runs: Sequence[float], unit: str, seconds: float, peak_mb: float | None = None, **more: object
+    name: str,
+    runs: Sequence[float],
+    unit: str,
+    seconds: float,
+    peak_mb: float | None = None,
+    value: float | None = None,
+    **more: object,
 ) -> None:
-    """Prints the figure `name`: the median of `runs`.
+    """Prints the figure `name`: the median of `runs`, or `value` where the figure is another mean of them.
 
     Args:
         seconds: what the measuring itself took.
@@ -32,7 +40,7 @@ def emit(
     """
     line = {
         "name": name,
-        "value": statistics.median(runs),
+        "value": statistics.median(runs) if value is None else value,
         "unit": unit,
         "runs": [round(run, 4) for run in runs],
         "seconds": round(seconds, 1),
