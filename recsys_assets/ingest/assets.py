@@ -291,7 +291,6 @@ def interactions(
                 "seconds": round(time.monotonic() - started, 2),
                 "unchanged": not fresh,
                 "version": info["version"],
-                FINGERPRINT: info[FINGERPRINT],
             }
             context.add_asset_metadata(
                 {
@@ -306,6 +305,7 @@ def interactions(
                     **{f"action {name}": count for name, count in counts["actions"].items()},
                     "actions": reporting.counts_table("action", counts["actions"]),
                     **shared,
+                    FINGERPRINT: info[FINGERPRINT],  # the sensor reads it
                 },
                 asset_key="interactions",
                 partition_key=day,
@@ -317,7 +317,7 @@ def interactions(
                     **{f"rejected {name}": count for name, count in counts["rejected"].items()},
                     "reasons": reporting.counts_table("reason", counts["rejected"]),
                     "examples (the view rejected_events has all)": reporting.table(
-                        info["examples"], ["reason", "source_key", "record"]
+                        info["examples"], ["reason", "record", "source_key"]
                     ),
                     **shared,
                 },
