@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from benchmarks import als, quality, recommend, sets, update
-from recsys_assets.models import MEMBERS
+from recsys_assets.evaluation.tasks import Task
 from recsys_assets.models.als import AlsModel
-from recsys_assets.models.base import silent
+from recsys_assets.models.base import Member, silent
 from recsys_assets.models.hybrid import HybridModel
 from recsys_assets.models.popularity import PopularityModel
 from recsys_assets.settings import Settings
@@ -117,12 +117,14 @@ def test_positions_are_permuted_by_the_seed(settings: Settings) -> None:
 
 def test_ties_are_broken_by_the_permutation(settings: Settings) -> None:
     """A model that says the same of all items must not profit from the numbers in the file."""
-    users = [[f"{u}-{i}" for i in range(5)] for u in range(200)]  # in reading order the target follows the history
-    flat = HybridModel({"repeat": MEMBERS["repeat"].fit(sets.generated(5, 5, 5, 0, settings), settings)}, {}, 10)
+    wanted = [f"t{i}" for i in range(10)]  # the first ten numbers in reading order are what everybody meets last
+    users = [wanted] + [[f"{u}-{i}" for i in range(4)] + [wanted[u % 10]] for u in range(200)]
     made = sets.leave_one_out(users, {}, 1, settings)
     task = quality.prediction_task(made.data, made.test_ms, made.data.end_ms, settings)
+    flat: dict[str, Member] = {"popularity": PopularityModel(np.ones(len(made.data.items), np.float32))}
     pool = quality.Pool()
-    pool.add(quality.measure(flat.members, {"repeat": 1.0}, task, made.data, 10), task)
+    pool.add(quality.measure(flat, {"popularity": 1.0}, task, made.data, 10), task)
+    assert (quality.measure(flat, {"popularity": 1.0}, task, made.data, 10)["hybrid"] >= 0).all()
     assert pool.mean("hybrid", "recall") < 0.05
 
 
@@ -147,15 +149,21 @@ def test_quality_of_a_file_of_sequences(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_quality_and_update_from_day_to_day(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def measure(members: dict, weights: object, task: Task, data: object, k: int) -> dict[str, np.ndarray]:
+        # What is measured on a day has not seen it: its transitions end where the day begins.
+        assert members["transition"].params["end_ms"] == task.at_ms
+        return original(members, weights, task, data, k)
+
+    original = quality.measure
+    monkeypatch.setattr(quality, "measure", measure)
     shop = sets.Shop(tmp_path, events(), settings)
     assert (len(shop.days), shop.days[0], shop.days[-1]) == (24, "2024-03-01", "2024-03-24")
     asked: list[str] = []
     for day, data, states, _ in quality.walk(shop, shop.days[-3:], MODELS, silent):
         asked.append(day)
         assert data.events.timestamp.max() < data.end_ms
-        # What is measured on a day was made without it: its transitions end where the day begins.
         assert states["transition"].test.params["end_ms"] == data.end_ms - DAY_MS
         assert (states["als"].validation is None) == (day != shop.days[-3])
     assert asked == shop.days[-3:]
