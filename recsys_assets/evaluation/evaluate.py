@@ -60,8 +60,11 @@ def sources(pipeline: Pipeline, day: str) -> Sources:
 
 
 def next_day_task(found: Sources, pipeline: Pipeline) -> Task:
-    """The day itself, which the measured models have not seen."""
-    return prediction_task(found.data, found.start_ms, found.data.end_ms, pipeline.settings)
+    """The day itself, which the measured models have not seen. Of the first day nothing could have been predicted: its
+    task is empty."""
+    known = bool((found.data.events.timestamp < found.start_ms).any())
+    end_ms = found.data.end_ms if known else found.start_ms
+    return prediction_task(found.data, found.start_ms, end_ms, pipeline.settings)
 
 
 def evaluate_day(pipeline: Pipeline, found: Sources, log: Log) -> pl.DataFrame:

@@ -186,7 +186,7 @@ def window(pipeline: Pipeline, now: datetime) -> list[str]:
     job_name="ingest",
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Asks for `ingest` of every day whose objects changed: new, late, overwritten or deleted ones.",
+    description="Asks for the job ingest for every day whose objects changed: new, late, overwritten or deleted ones.",
 )
 def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SensorResult:
     now, settings = datetime.now(UTC), pipeline.settings.ingest
@@ -220,6 +220,11 @@ def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceP
         notes.append(proposal.text)
     for line in notes:
         context.log.warning(line)
+    for request in requests:
+        context.log.info(
+            f"{request.day}: its objects are not those its interactions were made of; asking for ingest"
+            + (f", attempt {request.attempt + 1} for these objects" if request.attempt else "")
+        )
     if ignored:
         said = "ignored: " + ", ".join(f"{count} {reason}" for reason, count in sorted(ignored.items()))
         (context.log.warning if "max_files" in ignored else context.log.info)(said)

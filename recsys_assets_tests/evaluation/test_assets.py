@@ -156,7 +156,9 @@ def test_the_very_first_day_of_a_shop_gets_its_lists(tmp_path: Path) -> None:
     pipeline = make_home(tmp_path, sequence={"max_tokens": 1000})
     fill(pipeline, DAYS[:1])
     ran = run(pipeline, ["raw_events", "interactions", *TRAIN], DAYS[:1])
+    assert ran.metadata("evaluation", DAYS[0])["note"].startswith("Nothing to measure on this day")
     assert ran.metadata("promotion", DAYS[0])["promoted"] is True
+    assert ran.metadata("promotion", DAYS[0])["reason"].startswith("the first model")
     assert ran.metadata("recommendations", DAYS[0])["users"] > 10
 
 
