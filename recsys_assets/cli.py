@@ -174,10 +174,40 @@ def preflight() -> None:
 @explained
 def run(job: str, day: datetime | None, first: datetime | None, last: datetime | None, full_refit: bool) -> None:
     """Run a job for a day or a range of days, in one run that the UI shows too."""
-    from recsys_assets.days import shift
     from recsys_assets.launch import open_instance, run_job
     from recsys_assets.pipeline import Pipeline
     from recsys_assets.training.schedules import FULL_REFIT
+
+    days = _days(day, first, last)
+    pipeline = Pipeline.open()
+    with open_instance(pipeline) as instance:
+        run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit and job == "train" else None)
+
+
+@main.command()
+@click.option("--reason", help="only days with records rejected for this reason, such as unknown_action")
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="one day")
+@click.option("--from", "first", type=click.DateTime(["%Y-%m-%d"]), help="first day of a range")
+@click.option("--to", "last", type=click.DateTime(["%Y-%m-%d"]), help="last day of a range")
+@click.option("--force", is_flag=True, help="accept a day that loses more than ingest.max_shrink_share of its events")
+@explained
+def readmit(
+    reason: str | None, day: datetime | None, first: datetime | None, last: datetime | None, force: bool
+) -> None:
+    """Clean days again from raw_events after rules or settings changed, and say what moved. Fetches nothing."""
+    from recsys_assets.ingest.readmit import readmit as clean_again
+    from recsys_assets.launch import open_instance
+    from recsys_assets.pipeline import Pipeline
+
+    days = _days(day, first, last)
+    pipeline = Pipeline.open()
+    with open_instance(pipeline) as instance:
+        clean_again(pipeline, instance, days, reason, force, say)
+
+
+def _days(day: datetime | None, first: datetime | None, last: datetime | None) -> list[str]:
+    """The days of --day, or of --from and --to."""
+    from recsys_assets.days import shift
 
     if (day is None) == (first is None or last is None) or (day and (first or last)):
         raise click.UsageError("give --day, or --from and --to")
@@ -187,9 +217,7 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
     days = [start]
     while days[-1] < end:
         days.append(shift(days[-1], 1))
-    pipeline = Pipeline.open()
-    with open_instance(pipeline) as instance:
-        run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit and job == "train" else None)
+    return days
 
 
 def _day(moment: datetime | date | None) -> str:

@@ -24,7 +24,7 @@ defs = dg.Definitions(
         serving.similar_items,
     ],
     asset_checks=[ingest.yesterday_is_there],
-    jobs=[schedules.ingest, schedules.train],
+    jobs=[schedules.ingest, schedules.readmit, schedules.train],
     schedules=[schedules.nightly_train, schedules.weekly_full_refit],
     sensors=[new_log_prefixes],
     resources={"pipeline": described(Pipeline.open())},

@@ -4,6 +4,7 @@ import functools
 import itertools
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recsys_assets import reporting
 from recsys_assets.days import shift, today
 from recsys_assets.ingest import listing
 from recsys_assets.ingest.decode import RAW_SCHEMA, raw_batches
+from recsys_assets.ingest.rules import apply_rules
 from recsys_assets.ingest.sensors import FINGERPRINT
 from recsys_assets.ingest.validate import CleanResult, clean
 from recsys_assets.partitions import daily
@@ -26,7 +28,8 @@ from recsys_assets.storage.bucket import LogObject, fetch
 from recsys_assets.storage.tables import info_text
 
 RAW_CODE = "1"
-CLEAN_CODE = "1"
+CLEAN_CODE = "2"
+_SHOWN_OBJECTS = 10
 
 
 class RawConfig(dg.Config):
@@ -90,7 +93,7 @@ def raw_events(
         refused = {} if config.force else _shrinking(pipeline, changed, known, found.days)
         accepted = [day for day in changed if day not in refused]
         seconds = {}
-        for day, started in _take_over(pipeline, accepted, found.days, context):
+        for day, started in _take_over(pipeline, accepted, found.days, {} if config.force else known, context):
             seconds[day] = time.monotonic() - started
         if accepted:
             pipeline.warehouse.ensure_views("raw_events", context.log.warning)
@@ -125,26 +128,45 @@ def _shrinking(
     pipeline: Pipeline, days: list[str], known: dict[str, Any], found: dict[str, list[LogObject]]
 ) -> dict[str, str]:
     """Days that would lose more than is believable, with what to say of each."""
-    share = pipeline.settings.ingest.max_shrink_share
     refused = {}
     for day in days:
-        before = known[day]["bytes"] if known[day] else 0
         now = sum(obj.size for obj in found[day])
-        if before and now < before * (1 - share):
-            refused[day] = (
-                f"{day}: the bucket now holds {now:,} bytes in {len(found[day])} objects, {before:,} bytes in "
-                f"{known[day]['objects']} objects were read before. The partition stays as it was. If objects were "
-                "deleted on purpose, materialize raw_events for this day with the config force: true; if the bucket's "
-                "lifecycle deletes old days, nothing needs doing."
-            )
+        if text := _loss(pipeline, day, known[day], now, len(found[day])):
+            refused[day] = text
     return refused
 
 
+def _loss(pipeline: Pipeline, day: str, known: dict[str, Any] | None, now: int, objects: int) -> str | None:
+    """What to say of a day that would come from what is `known` of it to `now` bytes, if that is not believable."""
+    before = known["bytes"] if known else 0
+    if known is None or not _falls(before, now, pipeline.settings.ingest.max_shrink_share):
+        return None
+    return (
+        f"{day}: the bucket now holds {now:,} bytes in {objects} objects, {before:,} bytes in "
+        f"{known['objects']} objects were read before. The partition stays as it was. If objects were "
+        "deleted on purpose, materialize raw_events for this day with the config force: true; if the bucket's "
+        "lifecycle deletes old days, nothing needs doing."
+    )
+
+
+def _falls(before: int, now: int, share: float) -> bool:
+    """Whether a number falls to nothing, or by more than a share."""
+    return before > 0 and (now == 0 or now < before * (1 - share))
+
+
 def _take_over(
-    pipeline: Pipeline, days: list[str], found: dict[str, list[LogObject]], context: dg.AssetExecutionContext
+    pipeline: Pipeline,
+    days: list[str],
+    found: dict[str, list[LogObject]],
+    known: dict[str, Any],
+    context: dg.AssetExecutionContext,
 ) -> Iterator[tuple[str, float]]:
     """Fetches the objects of all days in one stream, so that small days do not wait for one another, and publishes day
-    after day. Yields each day that is published, with the moment its writing began."""
+    after day. Yields each day that is published, with the moment its writing began.
+
+    Raises:
+        InputError: so much was deleted since the listing that a day loses more than is believable of what is `known`.
+    """
     progress = reporting.Progress(context.log.info)
     day_of_key = {obj.key: day for day in days for obj in found[day]}
     stream = fetch(
@@ -159,13 +181,16 @@ def _take_over(
     for day in days:
         started = time.monotonic()
         here: Iterable[tuple[LogObject, bytes]] = group[1] if group is not None and group[0] == day else ()
-        pipeline.tables.publish("raw_events", day, functools.partial(_write_raw, here, pipeline))
+        write = functools.partial(_write_raw, here, pipeline, day, known.get(day))
+        pipeline.tables.publish("raw_events", day, write)
         yield day, started
         if group is not None and group[0] == day:
             group = next(groups, None)
 
 
-def _write_raw(fetched: Iterable[tuple[LogObject, bytes]], pipeline: Pipeline, path: Path) -> None:
+def _write_raw(
+    fetched: Iterable[tuple[LogObject, bytes]], pipeline: Pipeline, day: str, known: dict[str, Any] | None, path: Path
+) -> None:
     read: list[LogObject] = []
 
     def noted() -> Iterator[tuple[LogObject, bytes]]:
@@ -176,7 +201,10 @@ def _write_raw(fetched: Iterable[tuple[LogObject, bytes]], pipeline: Pipeline, p
     with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
         for batch in raw_batches(noted(), pipeline.settings.bucket.max_object_mb * 2**20):
             writer.write_batch(batch)
-        writer.add_key_value_metadata({"recsys": info_text(_raw_info(read))})
+        info = _raw_info(read)
+        if text := _loss(pipeline, day, known, info["bytes"], info["objects"]):
+            raise InputError(text)
+        writer.add_key_value_metadata({"recsys": info_text(info)})
 
 
 def _raw_info(read: list[LogObject]) -> dict[str, Any]:
@@ -199,6 +227,8 @@ def cleaning_version(pipeline: Pipeline, raw_fingerprint: str) -> str:
         actions=list(settings.actions),
         time_zone=settings.calendar.time_zone,
         max_object_mb=settings.bucket.max_object_mb,
+        session_gap_minutes=settings.ingest.session_gap_minutes,
+        max_events_per_hour=settings.ingest.max_events_per_hour,
         code=CLEAN_CODE,
     )
 
@@ -214,6 +244,7 @@ _INTERACTION_COLUMNS = {
     "source_key": ("VARCHAR", "the object the record came from"),
     "record": ("INTEGER", "the record's number in the object, from 0"),
     "off_day": ("BOOLEAN", "the event's local day is not the partition's"),
+    "session_id": ("INTEGER", "number of the user's session in the day, from 0 (ingest.session_gap_minutes), or null"),
 }
 _REJECTED_COLUMNS = {
     "day": ("DATE", "partition"),
@@ -223,6 +254,16 @@ _REJECTED_COLUMNS = {
     "detail": ("VARCHAR", "what was found instead"),
     "excerpt": ("VARCHAR", "the start of the record"),
 }
+
+
+class CleanConfig(dg.Config):
+    """How a day is cleaned."""
+
+    force: bool = Field(
+        default=False,
+        description="accept a day that loses more than ingest.max_shrink_share of its events, or all of them, though "
+        "its objects stayed",
+    )
 
 
 @dg.multi_asset(
@@ -272,16 +313,21 @@ _REJECTED_COLUMNS = {
     ],
 )
 def interactions(
-    context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]
+    context: dg.AssetExecutionContext, config: CleanConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult]:
+    refused: list[str] = []
     totals = {"records in": 0, "kept": 0, "rejected": 0, "duplicates": 0}
     days = list(context.partition_keys)
     progress = reporting.Progress(context.log.info)
     with explained_failures(pipeline), duckdb.connect() as connection:  # to connect costs as much as a small day
         for number, day in enumerate(days):
             started = time.monotonic()
-            info, fresh = clean_day(connection, pipeline, day)
-            counts = info["counts"]
+            try:
+                cleaned = clean_day(connection, pipeline, day, config.force)
+            except RefusedError as error:
+                refused.append(str(error))
+                continue
+            info, counts = cleaned.info, cleaned.info["counts"]
             rejected = sum(counts["rejected"].values())
             for name, value in zip(
                 totals, (counts["records_in"], counts["kept"], rejected, counts["duplicates"]), strict=True
@@ -289,7 +335,7 @@ def interactions(
                 totals[name] += value
             shared = {
                 "seconds": round(time.monotonic() - started, 2),
-                "unchanged": not fresh,
+                "unchanged": not cleaned.fresh,
                 "version": info["version"],
             }
             context.add_asset_metadata(
@@ -297,6 +343,7 @@ def interactions(
                     "dagster/partition_row_count": counts["kept"],
                     "records in": counts["records_in"],
                     "kept": counts["kept"],
+                    **({} if cleaned.kept_before is None else {"kept before": cleaned.kept_before}),
                     "rejected": rejected,
                     "duplicates": counts["duplicates"],
                     "events of another day": counts["off_day"],
@@ -304,6 +351,9 @@ def interactions(
                     "items": counts["items"],
                     **{f"action {name}": count for name, count in counts["actions"].items()},
                     "actions": reporting.counts_table("action", counts["actions"]),
+                    "objects that were not kept whole": reporting.table(
+                        info["objects"], ["key", "records_in", "kept", "rejected", "duplicates"]
+                    ),
                     **shared,
                     FINGERPRINT: info[FINGERPRINT],  # the sensor reads it
                 },
@@ -325,7 +375,10 @@ def interactions(
                 partition_key=day,
             )
             progress(f"{number + 1} of {len(days)} days cleaned, now {day}")
-        pipeline.warehouse.ensure_views("interactions", context.log.warning)
+        if pipeline.tables.days("interactions"):
+            pipeline.warehouse.ensure_views("interactions", context.log.warning)
+        if refused:
+            raise InputError("\n".join(refused))
     context.log.info(
         f"{reporting.summary(days)}: {totals['records in']:,} records = {totals['kept']:,} kept + "
         f"{totals['rejected']:,} rejected + {totals['duplicates']:,} duplicates"
@@ -343,25 +396,46 @@ def interactions(
     yield dg.MaterializeResult(asset_key="rejected_events")
 
 
-def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
-    """Publishes a day's interactions and rejections unless they stand there made from equal inputs.
+class RefusedError(InputError):
+    """A day would lose more events than is believable; the partition stays as it was."""
 
-    Returns: the partition's info (version, fingerprint, counts) and whether it is new.
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A day's interactions as they stand now.
+
+    Attributes:
+        info: of the partition: version, fingerprint, counts.
+        fresh: made anew, because the inputs or the rules are others.
+        kept_before: events in the partition that this one replaced; None if there was none.
+    """
+
+    info: dict[str, Any]
+    fresh: bool
+    kept_before: int | None
+
+
+def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: str, force: bool = False) -> Cleaned:
+    """Publishes a day's interactions and rejections unless they stand there made from equal inputs.
 
     Raises:
         InputError: raw_events has no such day.
+        RefusedError: the day would lose too many events and it is not forced; nothing is published.
         ConservationError: records would be lost; nothing is published.
     """
     raw = pipeline.need_table("raw_events", day)
-    fingerprint = (pipeline.tables.info("raw_events", day) or {})[FINGERPRINT]
-    version = cleaning_version(pipeline, fingerprint)
+    raw_info = pipeline.tables.info("raw_events", day) or {}
+    version = cleaning_version(pipeline, raw_info[FINGERPRINT])
     existing = pipeline.tables.sound_info("interactions", day)
     if existing is not None and existing["version"] == version:
-        return existing, False
-    result = clean(connection, raw, day, pipeline.settings)
+        return Cleaned(existing, False, existing["counts"]["kept"])
+    result = apply_rules(clean(connection, raw, day, pipeline.settings), pipeline.settings.ingest)
+    if existing is not None and not force:
+        _refuse_loss(pipeline, day, existing, result, raw_info["bytes"])
     info = {
         "version": version,
-        FINGERPRINT: fingerprint,
+        FINGERPRINT: raw_info[FINGERPRINT],
+        "raw_bytes": raw_info["bytes"],
         "counts": {
             "records_in": result.records_in,
             "kept": result.kept,
@@ -373,11 +447,33 @@ def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: st
             "items": result.items,
         },
         "examples": _examples(result),
+        "objects": _damaged(result),
     }
     # Kept and rejected rows lie in one file, told apart by `reason`: two files could disagree after a kill.
     frame = pl.concat([result.interactions, result.rejected], how="diagonal")
     pipeline.tables.publish_frame("interactions", day, frame, info)
-    return info, True
+    return Cleaned(info, True, existing["counts"]["kept"] if existing is not None else None)
+
+
+def _refuse_loss(pipeline: Pipeline, day: str, existing: dict[str, Any], result: CleanResult, raw_bytes: int) -> None:
+    share = pipeline.settings.ingest.max_shrink_share
+    before = existing["counts"]["kept"]
+    if not _falls(before, result.kept, share) or _falls(existing.get("raw_bytes", raw_bytes), raw_bytes, share):
+        return  # where the objects themselves became so few, raw_events has asked already
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejections.items()) or "none"
+    raise RefusedError(
+        f"{day}: {result.kept:,} events would be kept where {before:,} are now, though the objects of the day hold "
+        f"about as much as before (rejected: {reasons}). The partition stays as it was. If the settings or rules were "
+        "changed on purpose, materialize interactions for this day with the config force: true, or: "
+        f"recsys readmit --day {day} --force"
+    )
+
+
+def _damaged(result: CleanResult) -> list[dict[str, Any]]:
+    """What became of the records of the objects that lost most to rejections and duplicates."""
+    lost = pl.col("rejected") + pl.col("duplicates")
+    worst = result.by_key.filter(lost > 0).sort(lost, "key", descending=[True, False]).head(_SHOWN_OBJECTS)
+    return worst.select("key", "records_in", "kept", "rejected", "duplicates").to_dicts()
 
 
 def _examples(result: CleanResult) -> list[dict[str, Any]]:

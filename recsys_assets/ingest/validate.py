@@ -188,7 +188,7 @@ def _clean(
         },
         schema={"key": pl.String(), **dict.fromkeys(("records_in", "kept", "duplicates", "rejected"), pl.Int64())},
     )
-    _assert_conserved(by_key)
+    assert_conserved(by_key)
 
     start_ms, end_ms = _bounds_ms(day, settings.calendar.time_zone)
     interactions = kept.select(
@@ -220,7 +220,8 @@ def _clean(
     )
 
 
-def _assert_conserved(by_key: pl.DataFrame) -> None:
+def assert_conserved(by_key: pl.DataFrame) -> None:
+    """Raises ConservationError unless, for every row of a CleanResult's by_key, what came in is what came out."""
     wrong = by_key.filter(pl.col("records_in") != pl.col("kept") + pl.col("duplicates") + pl.col("rejected"))
     if len(wrong):
         first = wrong.row(0, named=True)

@@ -21,7 +21,7 @@ _VIEWS = {
     "raw_events": ("raw_events", "day, key, etag, record, body"),
     "interactions": (
         "interactions",
-        "day, user_id, item_id, action, timestamp, category_id, price, source_key, record, off_day",
+        "day, user_id, item_id, action, timestamp, category_id, price, source_key, record, off_day, session_id",
     ),
     "rejected_events": ("interactions", "day, source_key, record, reason, detail, excerpt"),
     "metrics": ("evaluation", "*"),

@@ -15,6 +15,11 @@ ingest = dg.define_asset_job(
     INGEST_ASSETS,
     description="raw_events and interactions (with rejected_events) of a day: what the sensor asks for.",
 )
+readmit = dg.define_asset_job(
+    "readmit",
+    dg.AssetSelection.assets("interactions", "rejected_events"),
+    description="interactions (with rejected_events) made again from raw_events by today's rules; nothing is fetched.",
+)
 train = dg.define_asset_job(
     "train",
     dg.AssetSelection.groups("training", "models", "evaluation", "serving"),

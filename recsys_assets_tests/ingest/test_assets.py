@@ -33,6 +33,9 @@ DAY = "2025-11-03"
 FOLDER = "logs/2025/11/03"
 
 
+FORCE_CLEANING = {"ops": {"interactions": {"config": {"force": True}}}}
+
+
 def record(**changes: Any) -> dict[str, Any]:
     usual = {"timestamp": 1762164000000, "user_id": "u", "item_id": "i", "action": "VIEW"}  # 2025-11-03 10:00 UTC
     return {**usual, **changes}
@@ -146,7 +149,7 @@ def test_an_overwritten_and_a_deleted_object(home: Pipeline) -> None:
 
 def test_settings_that_the_cleaning_reads_clean_again(home: Pipeline) -> None:
     pipeline = changed(home, actions={"PURCHASE": 5, "CLICK": 2})
-    ran = run(pipeline, INGEST, [DAY])
+    ran = run(pipeline, INGEST, [DAY], config=FORCE_CLEANING)
     assert ran.metadata("raw_events", DAY)["unchanged"] is True
     assert ran.metadata("interactions", DAY)["unchanged"] is False
     assert ran.metadata("rejected_events", DAY)["rejected unknown_action"] == 21
@@ -162,6 +165,85 @@ def test_a_day_that_loses_most_of_its_bytes_is_refused_unless_forced(home: Pipel
     assert snapshot(home.settings.store) == before
     run(home, INGEST, [DAY], config={"ops": {"raw_events": {"config": {"force": True}}}})
     assert kept(home) == {"b"}
+
+
+def test_a_day_that_would_become_empty_is_refused_whatever_the_share(home: Pipeline) -> None:
+    pipeline = changed(home, ingest={"max_shrink_share": 1})
+    pipeline.bucket.delete(f"{FOLDER}/a.json")
+    run(pipeline, INGEST, [DAY])
+    pipeline.bucket.delete(f"{FOLDER}/b.json")
+    ran = run(pipeline, INGEST, [DAY], must=False)
+    assert "the bucket now holds 0 bytes in 0 objects" in ran.said()
+    assert kept(pipeline) == {"b"}
+
+
+def test_objects_that_vanish_while_they_are_fetched_do_not_empty_a_day(
+    home: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(home, f"{FOLDER}/c.json", record(item_id="c"))
+    before = snapshot(home.settings.store)
+    monkeypatch.setattr("recsys_assets.ingest.assets.fetch", lambda *_args, **_more: iter(()))
+    ran = run(home, INGEST, [DAY], must=False)
+    assert "the bucket now holds 0 bytes in 0 objects" in ran.said()
+    assert snapshot(home.settings.store) == before
+
+
+def test_a_rule_that_loses_most_events_is_refused_unless_forced(home: Pipeline) -> None:
+    put(home, f"{FOLDER}/c.json", *(record(item_id=f"c{n}", action="CLICK") for n in range(9)))
+    put(home, "logs/2025/11/04/n.json", record(action="CLICK"))
+    run(home, INGEST, [DAY, "2025-11-04"])
+    pipeline = changed(home, actions={"PURCHASE": 5, "CLICK": 2})
+    before = snapshot(pipeline.settings.store / "interactions")
+    ran = run(pipeline, INGEST, [DAY, "2025-11-04"], must=False)
+    assert ran.said().startswith(f"{DAY}: 9 events would be kept where 30 are now")
+    assert "21 unknown_action" in ran.said()
+    assert f"recsys readmit --day {DAY} --force" in ran.said()
+    after = snapshot(pipeline.settings.store / "interactions")
+    assert after[f"{DAY}.parquet"] == before[f"{DAY}.parquet"]
+    assert after["2025-11-04.parquet"] != before["2025-11-04.parquet"], "the other day is cleaned again"
+    forced = run(pipeline, INGEST, [DAY], config=FORCE_CLEANING)
+    assert forced.metadata("interactions", DAY)["kept"] == 9
+    assert forced.metadata("interactions", DAY)["kept before"] == 30
+
+
+def test_garbage_in_place_of_good_objects_is_refused(home: Pipeline) -> None:
+    obj = home.bucket.head(f"{FOLDER}/a.json")
+    assert obj is not None
+    home.bucket.put(f"{FOLDER}/a.json", b"x" * obj.size)
+    ran = run(home, INGEST, [DAY], must=False)
+    assert "1 events would be kept where 21 are now" in ran.said()
+    assert len(kept(home)) == 21
+
+
+def test_events_that_go_with_their_objects_are_not_asked_about_twice(home: Pipeline) -> None:
+    home.bucket.delete(f"{FOLDER}/a.json")
+    run(home, ["raw_events"], [DAY], config={"ops": {"raw_events": {"config": {"force": True}}}})
+    run(home, ["interactions"], [DAY])
+    assert kept(home) == {"b"}
+
+
+def test_the_rules_are_applied_counted_and_shown(home: Pipeline) -> None:
+    robot = [record(user_id="robot", item_id=f"r{n}", timestamp=1762164000000 + n) for n in range(40)]
+    put(
+        home,
+        f"{FOLDER}/c.json",
+        *robot,
+        record(user_id="v", timestamp=1762164000000),
+        record(user_id="v", timestamp=1762167600001),
+    )
+    pipeline = changed(home, ingest={"max_events_per_hour": 30, "session_gap_minutes": 30})
+    ran = run(pipeline, INGEST, [DAY])
+    assert ran.metadata("rejected_events", DAY)["rejected too_many_events"] == 40
+    assert ran.metadata("interactions", DAY)["kept"] == 23
+    assert ran.checks()["every_record_accounted_for"]
+    assert not any(item.startswith("r") for item in kept(pipeline))
+    sessions = pipeline.tables.read("interactions", DAY).filter(pl.col("user_id") == "v")["session_id"]
+    assert sorted(sessions) == [0, 1]
+    off = changed(home, ingest={"max_shrink_share": 0.9})
+    assert run(off, INGEST, [DAY]).metadata("interactions", DAY)["kept"] == 63, (
+        "nothing was lost: raw_events has it all"
+    )
+    assert off.tables.read("interactions", DAY)["session_id"].null_count() == 63
 
 
 def test_a_range_takes_over_what_it_can_when_a_day_is_refused(home: Pipeline) -> None:
