@@ -2,12 +2,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from recsys_assets.models import MEMBERS
 from recsys_assets.pipeline import Pipeline
-from recsys_assets.storage.artifacts import link_tree
+from recsys_assets.storage.artifacts import link_tree, load_state
+from recsys_assets.training.blend import load_measured
 from recsys_assets_tests.graph import DAYS, TRAIN, TRAINED, Ran, changed, copy_home, fill, make_home, run
 
 FIRST, SECOND = TRAINED
@@ -69,6 +71,19 @@ def test_an_old_day_never_moves_the_champion(home: Pipeline) -> None:
         f"the model of {FIRST} is older than the champion of {SECOND}"
     )
     assert champion(home) == before
+    assert decision(home, FIRST)["champion_ndcg"] is None, "it has seen that day: no figure is an honest one"
+
+
+@pytest.mark.parametrize("day", TRAINED)
+def test_what_is_measured_is_the_state_before_the_day(trained_home: Pipeline, day: str) -> None:
+    measured = load_measured(trained_home, trained_home.artifacts.need("hybrid_model", day))
+    for name in MEMBERS:
+        expected, _ = load_state(trained_home.artifacts.need(f"{name}_model", day).path / "test")
+        served, _ = load_state(trained_home.artifacts.need(f"{name}_model", day).path / "final")
+        found, _ = measured.members[name].state()
+        assert set(found) == set(expected)
+        assert all(np.array_equal(found[key], expected[key]) for key in expected)
+        assert not all(key in served and np.array_equal(found[key], served[key]) for key in expected)
 
 
 def test_a_backfill_of_an_older_day_leaves_the_champion(home: Pipeline) -> None:
