@@ -40,7 +40,7 @@ def status_lines(pipeline: Pipeline, instance: dg.DagsterInstance) -> Iterator[s
         yield f"older     {len(older)} days, of which {missing} have no interactions"
     yield ""
     yield f"{'day':<12}{'objects':>8}{'kept':>10}{'rejected':>10}{'repeated':>10}  state"
-    for seen in look(instance, pipeline, shown)[0]:
+    for seen in look(instance, pipeline, shown, shown)[0]:
         info = pipeline.tables.info("interactions", seen.day)
         numbers = f"{in_bucket.get(seen.day, 0):>8,}"
         if info is None:

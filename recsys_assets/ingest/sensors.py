@@ -49,6 +49,7 @@ class SeenDay:
         fruitless: those of them that ended since the day's last materialization: they failed, or what they read was
             not what is listed. (A day that goes from A to B and back to A is asked for again: its first run is older.)
         in_flight: such a run waits or runs now.
+        recent: the day lies in the window.
     """
 
     day: str
@@ -58,6 +59,7 @@ class SeenDay:
     asked: int
     fruitless: int
     in_flight: bool
+    recent: bool
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def decide(
             continue
         if day.materialized is None and day.day in held:
             continue
-        if day.newest is None:  # as a bucket's lifecycle leaves old days: a run would only be refused
+        if day.newest is None and not day.recent:  # as a bucket's lifecycle leaves old days: runs would be refused
             notes.append(
                 f"{day.day}: all its objects are gone from the bucket; the partition stays as it was. If it is to be "
                 "emptied, materialize raw_events for this day with the config force: true"
@@ -98,7 +100,7 @@ def decide(
                 f"{day.day}: given up after {day.fruitless} runs for the same objects; see their errors, "
                 "then materialize interactions for this day by hand"
             )
-        elif now - day.newest < timedelta(minutes=settings.quiet_minutes):
+        elif day.newest is not None and now - day.newest < timedelta(minutes=settings.quiet_minutes):
             notes.append(f"{day.day}: still receiving objects (newest {day.newest:%H:%M:%S} UTC)")
         elif len(requests) >= settings.max_requests_per_tick:
             notes.append(f"{day.day}: left to the next tick (ingest.max_requests_per_tick)")
@@ -148,10 +150,11 @@ def look(
     instance: dg.DagsterInstance,
     pipeline: Pipeline,
     days: list[str],
+    recent: Collection[str],
     surveyed: listing.Survey | None = None,
     max_requests: int | None = None,
 ) -> tuple[list[SeenDay], Mapping[str, int]]:
-    """Lists the days' objects and compares them with the catalogue.
+    """Lists the days' objects and compares them with the catalogue; `recent` are the days of the window.
 
     Returns: what was seen of each day (not of those that `max_requests` left out), and how many objects were ignored
         for which reason.
@@ -167,7 +170,7 @@ def look(
         if fingerprint != materialized:
             asked, fruitless, in_flight = _runs_for(instance, day, fingerprint, last.timestamp if last else 0)
         newest = max((entry.last_modified for entry in objects), default=None)
-        seen.append(SeenDay(day, fingerprint, newest, materialized, asked, fruitless, in_flight))
+        seen.append(SeenDay(day, fingerprint, newest, materialized, asked, fruitless, in_flight, day in recent))
     return seen, found.ignored
 
 
@@ -204,7 +207,12 @@ def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceP
         order = pace.window_order(days, cursor)
         # One older day first: a window that needs all the requests must not starve the others.
         seen, ignored = look(
-            context.instance, pipeline, [*due[:1], *order, *due[1:]], surveyed, settings.max_list_requests_per_tick
+            context.instance,
+            pipeline,
+            [*due[:1], *order, *due[1:]],
+            days,
+            surveyed,
+            settings.max_list_requests_per_tick,
         )
     except BucketError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error

@@ -34,6 +34,7 @@ def seen(**changes: Any) -> SeenDay:
         "asked": 0,
         "fruitless": 0,
         "in_flight": False,
+        "recent": True,
     }
     return SeenDay(**{**usual, **changes})
 
@@ -44,7 +45,8 @@ def seen(**changes: Any) -> SeenDay:
         ({}, True, None),
         ({"materialized": None}, True, None),
         ({"materialized": "new"}, False, None),
-        ({"newest": None}, False, "gone from the bucket"),  # a run would be refused
+        ({"newest": None}, True, None),  # a deletion like any other; the run says what to do
+        ({"newest": None, "recent": False}, False, "gone from the bucket"),  # a lifecycle's work: runs would be refused
         ({"newest": None, "materialized": None}, False, None),  # never was anything
         ({"in_flight": True}, False, "under way"),
         ({"asked": 2, "fruitless": 2}, True, None),
