@@ -26,6 +26,7 @@ from recsys_assets.pipeline import InputError, Pipeline, explained_failures
 from recsys_assets.storage.artifacts import version_of
 from recsys_assets.storage.bucket import LogObject, fetch
 from recsys_assets.storage.tables import info_text
+from recsys_assets.storage.warehouse import scratch
 
 RAW_CODE = "1"
 CLEAN_CODE = "2"
@@ -319,7 +320,7 @@ def interactions(
     totals = {"records in": 0, "kept": 0, "rejected": 0, "duplicates": 0}
     days = list(context.partition_keys)
     progress = reporting.Progress(context.log.info)
-    with explained_failures(pipeline), duckdb.connect() as connection:  # to connect costs as much as a small day
+    with explained_failures(pipeline), scratch(pipeline.settings.store) as connection:  # connecting costs a small day
         for number, day in enumerate(days):
             started = time.monotonic()
             try:

@@ -103,7 +103,11 @@ class Recommender:
         """
         champion = pipeline.champion.read()
         if champion is None:
-            raise InputError("there is no champion yet: materialize the job `train` for a day (recsys preflight helps)")
+            refused = pipeline.tables.days("promotion")
+            if refused:
+                reason = pipeline.tables.read("promotion", refused[-1])["reason"][0]
+                raise InputError(f"there is no champion: the model of {refused[-1]} was refused: {reason}")
+            raise InputError("there is no champion yet: run the job `train` for a day (recsys preflight helps)")
         artifact = pipeline.artifacts.at("hybrid_model", champion["day"], champion["version"])
         if artifact is None:
             raise ArtifactError(

@@ -57,6 +57,11 @@ def view_sql(view: str, root: Path) -> str:
     return f'CREATE OR REPLACE VIEW "{view}" AS SELECT {columns} FROM {source}{where}'
 
 
+def scratch(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A DuckDB in memory that spills into `folder`, not into the current one, which need be neither ours nor writable."""
+    return duckdb.connect(config={"temp_directory": str(folder / files.temporary_name())})
+
+
 class Warehouse:
     """The DuckDB file of a store."""
 

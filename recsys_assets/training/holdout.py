@@ -12,12 +12,12 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import filelock
 import polars as pl
 
 from recsys_assets.settings import HoldoutSettings
 from recsys_assets.storage import files
+from recsys_assets.storage.warehouse import scratch
 
 _SQL = """
 WITH kept AS (
@@ -61,7 +61,7 @@ def draw(interactions: Sequence[Path], day: str, settings: HoldoutSettings, seed
     if not interactions or settings.users_share == 0:
         return None
     oldest = (date.fromisoformat(day) - timedelta(days=settings.window_days)).isoformat()
-    with duckdb.connect() as connection:
+    with scratch(interactions[0].parent) as connection:
         frame = connection.sql(
             _SQL,
             params={

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys_assets.storage.warehouse import scratch
 from recsys_assets.training.events import Events, Items, TrainingSet
 
 _DAYS = """
@@ -94,7 +94,7 @@ def merge(
             not have been seen before it.
         folder: an empty folder.
     """
-    with duckdb.connect() as connection:
+    with scratch(folder.parent) as connection:
         # Views take no parameters, so the file list goes through a variable.
         connection.execute("SET VARIABLE files = $files", {"files": [str(path) for path in interactions]})
         if interactions:
