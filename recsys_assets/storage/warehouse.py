@@ -58,7 +58,7 @@ def view_sql(view: str, root: Path) -> str:
 
 
 def scratch(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB in memory that spills into `folder`, not into the current one, which need be neither ours nor writable."""
+    """A DuckDB in memory that spills into `folder`: the current one need be neither ours nor writable."""
     return duckdb.connect(config={"temp_directory": str(folder / files.temporary_name())})
 
 
