@@ -1,8 +1,8 @@
 """A real retailer's year from raw objects to interactions, and the newest day from there to recommendations.
 
 The Complete Journey is written into a real S3 server on loopback, then `recsys run ingest` takes all 365 days by one
-command in a home of its own (year.seconds, year.ingest_peak_mb) and `recsys run train` the newest one
-(year.train_seconds, year.train_peak_mb). Nothing is imported beforehand: these are whole processes, as a user starts them.
+command in a home of its own (year.seconds) and `recsys run train` the newest one
+(year.train_seconds), each with the peak memory of its process. These are whole processes, as a user starts them.
 
     python -m benchmarks.year [--runs 3] [--no-train]
 """
