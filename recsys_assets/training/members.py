@@ -30,8 +30,8 @@ from recsys_assets.training.training_set import read_training_set
 
 CODE_VERSION = "1"
 
-# Learning these again costs about a second and absorbs late events at once; the others go on from the day before.
-CHEAP_MEMBERS = frozenset({"popularity", "repeat", "transition"})
+# Learning these again costs seconds and absorbs late events at once; the others go on from the day before.
+CHEAP_MEMBERS = frozenset({"popularity", "transition"})
 
 
 @dataclass(frozen=True)
