@@ -246,6 +246,14 @@ def test_the_rules_are_applied_counted_and_shown(home: Pipeline) -> None:
     assert off.tables.read("interactions", DAY)["session_id"].null_count() == 63
 
 
+@pytest.mark.parametrize("rule", ["max_events_per_hour", "session_gap_minutes"])
+def test_a_rule_switched_on_or_off_cleans_again(home: Pipeline, rule: str) -> None:
+    pipeline = changed(home, ingest={rule: 1000})
+    assert run(pipeline, ["interactions"], [DAY]).metadata("interactions", DAY)["unchanged"] is False
+    assert run(pipeline, ["interactions"], [DAY]).metadata("interactions", DAY)["unchanged"] is True
+    assert run(changed(home), ["interactions"], [DAY]).metadata("interactions", DAY)["unchanged"] is False
+
+
 def test_a_range_takes_over_what_it_can_when_a_day_is_refused(home: Pipeline) -> None:
     home.bucket.delete(f"{FOLDER}/a.json")
     put(home, "logs/2025/11/04/n.json", record())
