@@ -100,7 +100,7 @@ def test_sessions_begin_anew_after_a_pause() -> None:
     assert found == {"a": [0, 0, 1, 1, 2, 3], "b": [0, 1, 2]}, "a pause of the very gap begins a new one"
 
 
-@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.settings(deadline=None, max_examples=20)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40), st.sampled_from("xy")), max_size=40),
     st.integers(1, 6),
