@@ -280,5 +280,23 @@ def ui(port: int) -> None:
     os.execve(dagster, command, environment)
 
 
+def entry() -> None:
+    """The console script: `main`, then an end without the interpreter's own tidying up.
+
+    With torch loaded in the same process DuckDB 2.0's bindings print a page of "nanobind: leaked instances" while the
+    interpreter takes itself apart, below the demo's last lines. Everything is written and closed by then.
+    """
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    entry()

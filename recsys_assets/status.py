@@ -84,7 +84,8 @@ def preflight_findings() -> Iterator[tuple[bool, str]]:
         yield False, str(error)
         return
     settings = pipeline.settings
-    yield True, f"settings of {settings.home}"
+    written = (settings.home / "settings.yaml").exists()
+    yield True, f"settings of {settings.home}" + ("" if written else ": no settings.yaml there, so all defaults")
     try:
         found = listing.all_days(pipeline.bucket, settings)
     except BucketError as error:
