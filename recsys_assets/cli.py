@@ -234,6 +234,25 @@ def settings() -> None:
     say(described(load_settings()))
 
 
+@main.command()
+@click.argument("query")
+@explained
+def sql(query: str) -> None:
+    """Ask the warehouse: views interactions, rejected_events, raw_events, metrics, promotions, recommendations, ..."""
+    import duckdb
+
+    from recsys_assets.pipeline import InputError, Pipeline
+
+    path = Pipeline.open().warehouse.path
+    if not path.exists():
+        raise InputError(f"{path} is not there yet: it comes with the first ingest (recsys preflight says how)")
+    try:
+        with duckdb.connect(path, read_only=True) as connection:
+            say(str(connection.sql(query)))
+    except duckdb.Error as error:
+        raise InputError(str(error)) from error
+
+
 @main.command("redraw-holdout")
 @click.option(
     "--day", type=click.DateTime(["%Y-%m-%d"]), required=True, help="draw from the interactions up to this day"

@@ -86,7 +86,7 @@ def run(home: Path, say: Say) -> None:
         "  make ui                                   the same shop in Dagster's UI: Catalog, Lineage, Runs\n"
         f"  RECSYS_HOME={_shown(home)} .venv/bin/recsys status      what is in the bucket, what is materialized\n"
         f"  RECSYS_HOME={_shown(home)} .venv/bin/recsys recommend --user {user}\n"
-        f"  duckdb -readonly {_shown(home)}/store/warehouse.duckdb 'FROM rejected_events'    why records were refused"
+        f"  RECSYS_HOME={_shown(home)} .venv/bin/recsys sql 'FROM rejected_events'    why records were refused"
     )
 
 

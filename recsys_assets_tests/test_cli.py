@@ -264,6 +264,20 @@ def test_simulate_writes_logs_that_can_be_ingested(recsys: Callable[..., Result]
     assert "s3://" in done.stderr
 
 
+def test_sql_reads_the_views(recsys: Callable[..., Result], ingested_home: Pipeline, tmp_path: Path) -> None:
+    home = copy_home(ingested_home, tmp_path / "home").settings.home  # its views still name the original's files
+    kept = sum(ingested_home.tables.info("interactions", day)["counts"]["kept"] for day in DAYS)
+    done = recsys(home, "sql", "SELECT 'kept ' || count(*) AS answer FROM interactions")
+    assert done.exit_code == 0
+    assert f"kept {kept}" in done.output
+    done = recsys(home, "sql", "DROP VIEW interactions")
+    assert done.exit_code == 1
+    assert "read-only" in done.stderr
+    done = recsys(tmp_path / "nowhere", "sql", "SELECT 1")
+    assert done.exit_code == 1
+    assert "is not there yet" in done.stderr
+
+
 def test_redraw_the_holdout(recsys: Callable[..., Result], trained_home: Pipeline, tmp_path: Path) -> None:
     pipeline = copy_home(trained_home, tmp_path / "home")
     assert recsys(pipeline.settings.home, "redraw-holdout", "--day", DAYS[7]).exit_code == 2, "a reason is needed"
