@@ -71,7 +71,6 @@ def run_job(
             f"{pipeline.settings.home / 'settings.yaml'}"
         )
     run_config: dict[str, Any] = {"loggers": {"brief": {}}, **(config or {})}
-    # A single day goes as a range too: Dagster then has one way to take it.
     partition_tags = {ASSET_PARTITION_RANGE_START_TAG: min(days), ASSET_PARTITION_RANGE_END_TAG: max(days)}
     result = defs.resolve_job_def(job).execute_in_process(
         run_config=run_config,

@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from recsys_assets.days import day_of
+from recsys_assets.models import MEMBERS
 from recsys_assets.partitions import daily
 from recsys_assets.settings import load_settings
 
@@ -26,8 +27,7 @@ train = dg.define_asset_job(
     description="Everything from the training set to the recommendations of a day.",
 )
 
-_MODELS = ("popularity", "repeat", "transition", "als", "sequence")
-FULL_REFIT: dict[str, Any] = {"ops": {f"{name}_model": {"config": {"full_refit": True}} for name in _MODELS}}
+FULL_REFIT: dict[str, Any] = {"ops": {f"{name}_model": {"config": {"full_refit": True}} for name in MEMBERS}}
 
 
 def _last_complete_day(context: dg.ScheduleEvaluationContext) -> str | None:
