@@ -34,7 +34,7 @@ _VALIDATION_ROWS = 2000
 _REPLAY_SHARE = 0.15  # old windows shown again in an update, against forgetting
 _SCORE_ROWS = 1024
 # A step touches a thousand rows of the item table. From this size on the others are left alone (lazy Adam), which is
-# three times as fast on 68,000 items and as good; on 12,000 items it costs quality (Beauty, validation: .046, not .053).
+# three times as fast on 68,000 items, as good; on 12,000 items it costs quality (Beauty validation .046, not .053).
 _SPARSE_ITEMS = 30_000
 
 
