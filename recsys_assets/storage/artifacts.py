@@ -152,7 +152,7 @@ class Artifacts:
             shutil.rmtree(aside, ignore_errors=True)
         for path in folder.iterdir():
             if path.is_dir() and path.name not in keep | {version} and not path.name.startswith(".tmp-"):
-                shutil.rmtree(path, ignore_errors=True)
+                files.remove_folder(path)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -46,6 +46,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def remove_folder(path: Path) -> None:
+    """Deletes a published folder: first it loses its name, so that a kill half-way leaves no folder that looks whole.
+
+    (A crash test once found an old version with its manifest and without its arrays.)
+    """
+    aside = path.with_name(temporary_name())
+    os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes temporary files and folders whose process is gone (killed, or the machine went down)."""
     for entry in os.scandir(folder):

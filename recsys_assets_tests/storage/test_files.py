@@ -80,3 +80,13 @@ def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256(tmp_path / "file") == expected
+
+
+def test_a_folder_half_deleted_has_lost_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "manifest.json").write_bytes(b"{}")
+    seen: list[list[str]] = []
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: seen.append(os.listdir(tmp_path)))
+    files.remove_folder(tmp_path / "v1")
+    assert len(seen) == 1
+    assert all(name.startswith(f".tmp-{os.getpid()}-") for name in seen[0]), "a kill in here leaves a leftover"
