@@ -24,6 +24,8 @@ from recsys_assets.models.base import (
 )
 from recsys_assets.settings import Settings
 
+_FOLD_IN_ROWS = 256
+
 
 def confidence(events: Events, at_ms: int, alpha: float, half_life_days: float, n_items: int) -> sparse.csr_matrix:
     """csr float32[n_users, n_items]: 1 + alpha * sum of weight * decay, over the events with items below `n_items`.
@@ -104,14 +106,52 @@ class AlsModel:
             model.YtY  # noqa: B018 - computed once, here
         return model
 
+    @cached_property
+    def _projected(self) -> NDArray[np.float64]:
+        """float64[n_items, f]: Y (Y'Y + reg I)^-1."""
+        wide = self.item_factors.astype(np.float64)
+        return np.linalg.solve(wide.T @ wide + self.params["regularization"] * np.eye(wide.shape[1]), wide.T).T
+
     def user_factors(self, history: Events, at_ms: int) -> Floats:
-        """float32[n_users, f]: the exact solution of (Y'CY + reg I) x = Y'C1 for each user; zeros without history."""
-        n_items = min(len(self.item_factors), history.n_items)
+        """float32[n_users, f]: the exact solution of (Y'CY + reg I) x = Y'C1 for each user; zeros without history.
+
+        A user with few items costs a system of that many unknowns instead of f, by the identity
+        (A + U'DU)^-1 U' = A^-1 U' (I + D U A^-1 U')^-1 (Woodbury; Golub & Van Loan, Matrix Computations, 2.1.4) with
+        A = Y'Y + reg I, U the user's rows of Y and D = C - I. implicit solves the others.
+        """
+        n_items, f = min(len(self.item_factors), history.n_items), self.item_factors.shape[1]
+        factors = np.zeros((history.n_users, f), np.float32)
         if n_items == 0 or history.n_users == 0:
-            return np.zeros((history.n_users, self.item_factors.shape[1]), np.float32)
+            return factors
         matrix = confidence(history, at_ms, self.params["alpha"], self.params["half_life_days"], n_items)
+        counts = np.diff(matrix.indptr)
+        longest = f // 2 if self.params["regularization"] > 0 else 0  # without it Y'Y alone may be singular
         with threadpool_limits(1, "blas"):
-            return self._solver.recalculate_user(np.arange(history.n_users), matrix)
+            width, above = 4, 0
+            while above < longest:
+                width = min(width, longest)
+                users = np.flatnonzero((counts > above) & (counts <= width))
+                for begin in range(0, len(users), _FOLD_IN_ROWS):
+                    some = users[begin : begin + _FOLD_IN_ROWS]
+                    factors[some] = self._fold_in(matrix, some, width)
+                above, width = width, 2 * width
+            users = np.flatnonzero(counts > longest)
+            if len(users):
+                factors[users] = self._solver.recalculate_user(np.arange(len(users)), matrix[users])
+        return factors
+
+    def _fold_in(self, matrix: sparse.csr_matrix, users: NDArray[np.int64], width: int) -> Floats:
+        """float32[b, f] factors of int64[b] `users` with at most `width` items each, shorter ones padded with nothing
+        (an item of confidence 0 and no excess)."""
+        place = matrix.indptr[users][:, None] + np.arange(width)
+        filled = place < matrix.indptr[users + 1][:, None]
+        place = np.where(filled, place, 0)
+        item, sure = matrix.indices[place], np.where(filled, matrix.data[place], 0).astype(np.float64)
+        projected = self._projected[item]
+        excess = np.where(filled, sure - 1, 0)
+        system = excess[:, :, None] * (self.item_factors[item] @ projected.transpose(0, 2, 1)) + np.eye(width)
+        share = np.linalg.solve(system, sure[:, :, None])
+        return (share.transpose(0, 2, 1) @ projected)[:, 0].astype(np.float32)
 
     def score(self, history: Events, at_ms: int) -> Floats:
         """float32[n_users, n_items]: preferences, about 0 to 1; 0 throughout for users without (known) history."""

@@ -290,12 +290,14 @@ def _pool(members: Members, history: Events, at_ms: int, k: int, barred: Any, cl
                 score[:, closed] = -np.inf
         # A member proposes only what it prefers to something; popularity whatever there is, so no list runs short.
         floor = np.full(b, -np.inf, np.float32) if name == _FALLBACK else low
-        found_rows, found_items, found = largest(score, k, floor)
+        found_rows, found_items, _ = largest(score, k, floor)
         wanted[found_rows, found_items] = True
         if own:
-            lists[name] = _lists(found_rows, found_items, found, b, own)
+            lists[name] = _lists(found_rows, found_items, b, own)
         scores[name] = score
-    row, item = np.nonzero(wanted)
+    at = np.flatnonzero(wanted)
+    row = at // max(n_items, 1)
+    item = at - row * n_items
     counts = np.bincount(row, minlength=b)
     place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     width = int(counts.max(initial=0))
@@ -322,34 +324,35 @@ def _normalise(normal: Floats, valid: Bools) -> None:
 def largest(scores: Floats, k: int, floor: Floats) -> tuple[Longs, Longs, Floats]:
     """The k largest scores above float32[b] `floor` of each row of float32[b, n] `scores`, -inf never among them.
 
-    Returns int64 rows (rising), int64 columns, float32 scores. The K-th largest of the maxima of groups of columns is
-    at most the K-th largest score: one cheap pass leaves little more than K to choose from.
+    Returns int64 rows, int64 columns, float32 scores: row after row, best first, equal scores by column. The K-th
+    largest of the maxima of groups of columns is at most the K-th largest score: one cheap pass leaves little more than
+    K to choose from. A group is every (n / size)-th column, so that the maxima are taken of whole stretches of memory.
     """
     b, n = scores.shape
     mask = scores > floor[:, None]
     if k < n:
-        group = min(64, n // (4 * k))
+        size = min(64, n // (4 * k))
         few = scores
-        if group > 1:
-            whole = n // group * group
-            few = scores[:, :whole].reshape(b, whole // group, group).max(axis=2)
+        if size > 1:
+            few = scores[:, : n // size * size].reshape(b, size, n // size).max(axis=1)
         bound = np.partition(few, few.shape[1] - k, axis=1)[:, few.shape[1] - k]
         mask &= scores >= bound[:, None]
-    rows, columns = np.nonzero(mask)
+    at = np.flatnonzero(mask)
+    rows = at // max(n, 1)
+    columns = at - rows * n
     values = scores[rows, columns]
     counts = np.bincount(rows, minlength=b)
-    if counts.max(initial=0) <= k:
-        return rows, columns, values
-    order = np.lexsort((columns, -values, rows))
-    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    keep = order[rank < k]
-    return rows[keep], columns[keep], values[keep]
+    first = np.cumsum(counts) - counts
+    wide = np.full((b, int(counts.max(initial=0))), np.inf, np.float32)
+    wide[rows, np.arange(len(rows)) - first[rows]] = -values
+    order = np.argsort(wide, axis=1, kind="stable")[:, :k]
+    filled = order < counts[:, None]
+    chosen = (order + first[:, None])[filled]
+    return rows[chosen], columns[chosen], values[chosen]
 
 
-def _lists(rows: Longs, columns: Longs, values: Floats, b: int, n: int) -> Ints:
-    """int32[b, n]: columns by falling value (ties by column), -1 padded."""
-    order = np.lexsort((columns, -values, rows))
-    rows, columns = rows[order], columns[order]
+def _lists(rows: Longs, columns: Longs, b: int, n: int) -> Ints:
+    """int32[b, n]: the columns that `largest` found, -1 padded."""
     counts = np.bincount(rows, minlength=b)
     rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     keep = rank < n

@@ -8,11 +8,12 @@ from recsys_assets.training.events import DAY_MS
 from recsys_assets_tests.models.shop import settings, shop, training_set
 
 
-def test_fold_in_solves_the_normal_equations():
-    data, own = shop(), settings()
+@pytest.mark.parametrize("factors", [4, 24, 120])  # by implicit, by both ways, by the smaller systems alone
+def test_fold_in_solves_the_normal_equations(factors):
+    data, own = shop(), settings(als={"factors": factors})
     model = AlsModel.fit(data, own)
     at_ms = data.end_ms + 5 * DAY_MS
-    factors = model.user_factors(data.events, at_ms)
+    found = model.user_factors(data.events, at_ms)
     y = model.item_factors.astype(np.float64)
     for user in range(80):
         c = np.ones(40)
@@ -21,8 +22,8 @@ def test_fold_in_solves_the_normal_equations():
         ):
             c[item] += own.als.alpha * 5 * 0.5 ** ((at_ms - when) / DAY_MS / own.als.half_life_days)
         met = c > 1
-        left = y.T @ (c[:, None] * y) + own.als.regularization * np.eye(8)
-        np.testing.assert_allclose(factors[user], np.linalg.solve(left, y.T @ (c * met)), rtol=2e-3, atol=2e-4)
+        left = y.T @ (c[:, None] * y) + own.als.regularization * np.eye(factors)
+        np.testing.assert_allclose(found[user], np.linalg.solve(left, y.T @ (c * met)), rtol=2e-3, atol=2e-5)
 
 
 def test_confidence_never_falls_below_that_of_an_item_never_met():
