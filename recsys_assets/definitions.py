@@ -6,10 +6,14 @@ from recsys_assets.evaluation import assets as evaluation
 from recsys_assets.ingest import assets as ingest
 from recsys_assets.ingest.sensors import new_log_prefixes
 from recsys_assets.launch import brief_logger
+from recsys_assets.optional import parts
 from recsys_assets.pipeline import Pipeline, described
 from recsys_assets.serving import assets as serving
 from recsys_assets.training import assets as training
 from recsys_assets.training import schedules
+
+_pipeline = Pipeline.open()
+_optional = parts(_pipeline.settings)
 
 defs = dg.Definitions(
     assets=[
@@ -22,12 +26,13 @@ defs = dg.Definitions(
         evaluation.promotion,
         serving.recommendations,
         serving.similar_items,
+        *_optional.assets,
     ],
     asset_checks=[ingest.yesterday_is_there],
     jobs=[schedules.ingest, schedules.readmit, schedules.train],
     schedules=[schedules.nightly_train, schedules.weekly_full_refit],
-    sensors=[new_log_prefixes],
-    resources={"pipeline": described(Pipeline.open())},
+    sensors=[new_log_prefixes, *_optional.sensors],
+    resources={"pipeline": described(_pipeline)},
     # One process a run: the models share what they read, and torch and implicit are imported once. A process a step
     # costs 1.5 to 3.5 s each. Backfills are ranges, so a backfill is one process too.
     executor=dg.in_process_executor,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 from zoneinfo import ZoneInfo
 
 import yaml
@@ -125,6 +125,35 @@ class IngestSettings(_Section):
     )
 
 
+class JobEventSettings(_Section):
+    """An event of an upstream job, as EventBridge delivers it: the logs of the newest days are complete, look now."""
+
+    source: str = Field(description="glob, such as aws.glue")
+    detail_type: str = Field(description="glob, such as Glue Job State Change")
+    detail: dict[str, str | list[str]] = Field({}, description="field of the detail -> glob, or several; all must fit")
+    days: int = Field(2, ge=1, le=3660, description="days to look at, counted back from today")
+
+
+class QueueSettings(_Section):
+    """An SQS queue of the bucket's events: the sensor bucket_events reads it. Off while url is unset."""
+
+    url: str | None = Field(None, description="the queue's URL; read with the usual AWS chain")
+    profile: str | None = Field(None, description="AWS profile name; the bucket's if unset")
+    wait_seconds: int = Field(5, ge=0, le=20, description="long poll: how long a tick waits for the first message")
+    max_messages_per_tick: int = Field(2000, ge=1, le=100_000, description="messages read per tick, at most")
+    job_events: list[JobEventSettings] = Field([], description="upstream jobs whose end means: look at once")
+    dead_letter_url: str | None = Field(
+        None, description="queue for messages that cannot be understood; unset: store/queue_rejected/"
+    )
+
+    @field_validator("url", "dead_letter_url")
+    @classmethod
+    def _queue_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/@]+/.", value):
+            raise ValueError("must be a queue's URL such as https://sqs.eu-west-1.amazonaws.com/123456789012/logs")
+        return value
+
+
 class HoldoutSettings(_Section):
     """The frozen validation and test hold-outs: drawn once, never merged into training."""
 
@@ -224,6 +253,7 @@ class Settings(_Section):
         {"VIEW": 1, "CLICK": 2, "ADD_CART": 3, "PURCHASE": 5}, description="each action's weight"
     )
     ingest: IngestSettings = IngestSettings()
+    queue: QueueSettings = QueueSettings()
     holdout: HoldoutSettings = HoldoutSettings()
     training: TrainingSettings = TrainingSettings()
     popularity: PopularitySettings = PopularitySettings()
@@ -339,11 +369,16 @@ def _explain(error: Any, path: Path, origin: dict[tuple[str, ...], str]) -> str:
 def _names_at(where: tuple[str, ...]) -> list[str]:
     section: Any = Settings
     for part in where:
-        field = section.model_fields.get(part)
+        if get_origin(section) in (list, dict):  # of sections: the part is a position or a name
+            section = get_args(section)[-1]
+            continue
+        field = section.model_fields.get(part) if _is_section(section) else None
         section = field.annotation if field is not None else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return []
-    return [name for name in section.model_fields if name != "home"]
+    return [name for name in section.model_fields if name != "home"] if _is_section(section) else []
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def described(settings: Settings) -> str:

@@ -102,6 +102,43 @@ def survey(bucket: Bucket, settings: Settings) -> Survey:
     return Survey(dict(folders), dict(undated), bucket.list_requests - before)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a key belongs by its name alone.
+
+    Attributes:
+        day: of its dated folder; None for an undated key, whose day is that of its LastModified.
+        ignored: why the object is not read, as in `DayListing.ignored`; None if it is.
+    """
+
+    day: str | None
+    ignored: str | None
+
+
+def placer(settings: Settings) -> Callable[[str], Place | None]:
+    """A function from a key to its place, by the rules of `survey` and `days_of`; None for one outside the prefix."""
+    segments = [_segment_pattern(segment) for segment in settings.bucket.layout.removesuffix("/").split("/")]
+    why_ignored = _ignorer(settings.bucket)
+    prefix = settings.bucket.prefix
+
+    def place(key: str) -> Place | None:
+        if not key.startswith(prefix):
+            return None
+        parts = key[len(prefix) :].split("/")
+        known: dict[str, str] = {}
+        for segment, part in zip(segments, parts[:-1], strict=False):
+            match = segment.fullmatch(part)
+            if match is None or any(known.get(code, text) != text for code, text in match.groupdict().items()):
+                break
+            known |= match.groupdict()
+        else:
+            if len(parts) > len(segments) and (day := _day(known)) is not None:
+                return Place(day, why_ignored("/".join(parts[len(segments) :])))
+        return Place(None, why_ignored("/".join(parts)))
+
+    return place
+
+
 def days_of(
     bucket: Bucket,
     settings: Settings,

@@ -17,6 +17,7 @@ import dagster as dg
 
 from recsys_assets.days import shift, today
 from recsys_assets.ingest import listing, pace
+from recsys_assets.ingest.claims import Claims
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import IngestSettings
@@ -26,7 +27,7 @@ DAY_TAG = "recsys/day"
 FINGERPRINT_TAG = "recsys/fingerprint"
 FINGERPRINT = "fingerprint"  # the metadata entry on interactions
 
-_INTERACTIONS = dg.AssetKey("interactions")
+INTERACTIONS = dg.AssetKey("interactions")
 _UNFINISHED = {
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -109,6 +110,19 @@ def decide(
     return requests, notes
 
 
+def unclaimed(
+    pipeline: Pipeline, requests: list[Request], sensor: str, now: datetime
+) -> tuple[list[Request], list[str]]:
+    """The requests that the other sensor, if there is one, did not make a moment ago; and a line for each it did."""
+    if not pipeline.settings.queue.url:
+        return requests, []
+    others = Claims(pipeline.settings.store).take([request.run_key for request in requests], sensor, now)
+    notes = [
+        f"{request.day}: {others[request.run_key]} asks for it" for request in requests if request.run_key in others
+    ]
+    return [request for request in requests if request.run_key not in others], notes
+
+
 @dataclass(frozen=True)
 class _Materialized:
     fingerprint: str
@@ -121,7 +135,7 @@ def _last_materializations(instance: dg.DagsterInstance, days: list[str]) -> dic
     cursor = None
     while len(found) < len(days):
         page = instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=_INTERACTIONS, asset_partitions=days),
+            dg.AssetRecordsFilter(asset_key=INTERACTIONS, asset_partitions=days),
             limit=1000,
             cursor=cursor,
         )
@@ -196,7 +210,7 @@ def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceP
     cursor = pace.Cursor.parse(context.cursor)
     days = window(pipeline, now)
     partitions = set(daily.get_partition_keys(now))
-    ingested = context.instance.get_materialized_partitions(_INTERACTIONS) & partitions
+    ingested = context.instance.get_materialized_partitions(INTERACTIONS) & partitions
     before = pipeline.bucket.list_requests
     try:
         surveyed = listing.survey(pipeline.bucket, pipeline.settings)
@@ -217,6 +231,8 @@ def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceP
     except BucketError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
     requests, notes = decide(seen, settings, now, held)
+    requests, elsewhere = unclaimed(pipeline, requests, "new_log_prefixes", now)
+    notes += elsewhere
     listed = {day.day for day in seen}
     left = [day for day in order if day not in listed]
     if left:
@@ -243,13 +259,13 @@ def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceP
     looked = list(itertools.takewhile(listed.__contains__, due))
     reason = "; ".join(notes) or f"{len(seen)} days compared, none changed"
     return dg.SensorResult(
-        run_requests=list(_run_requests(requests)),
+        run_requests=list(run_requests(requests)),
         skip_reason=None if requests else dg.SkipReason(reason),
         cursor=pace.advanced(cursor, left, older, looked, now.timestamp(), settings).text(),
     )
 
 
-def _run_requests(requests: list[Request]) -> Iterator[dg.RunRequest]:
+def run_requests(requests: list[Request]) -> Iterator[dg.RunRequest]:
     for request in requests:
         yield dg.RunRequest(
             run_key=request.run_key,

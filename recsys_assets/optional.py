@@ -1,0 +1,23 @@
+"""The parts of the graph that settings switch on. What is off is not even imported."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from recsys_assets.settings import Settings
+
+
+@dataclass
+class Parts:
+    """What the parts that are on add to the definitions."""
+
+    assets: list[Any] = field(default_factory=list)
+    sensors: list[Any] = field(default_factory=list)
+
+
+def parts(settings: Settings) -> Parts:
+    found = Parts()
+    if settings.queue.url:
+        from recsys_assets.ingest.queue import bucket_events
+
+        found.sensors.append(bucket_events)
+    return found
