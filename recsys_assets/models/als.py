@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from recsys_assets.models.base import (
     Arrays,
@@ -20,6 +19,7 @@ from recsys_assets.models.base import (
     category_means,
     decay,
     lowest_for_unknown,
+    one_blas_thread,
     silent,
 )
 from recsys_assets.settings import Settings
@@ -89,7 +89,7 @@ class AlsModel:
                 model.item_factors = np.where(np.any(start, axis=1)[:, None], start, noise[: len(start)])
                 model.item_factors = np.concatenate([model.item_factors, noise[len(start) :]])
                 model.user_factors = np.zeros((data.events.n_users, own.factors), np.float32)
-            with threadpool_limits(1, "blas"):
+            with one_blas_thread:
                 model.fit(matrix, show_progress=False, callback=lambda i, s, _: log(f"als: sweep {i + 1}, {s:.1f} s"))
             factors = np.where(seen[:, None], model.item_factors, np.float32(0))
         return cls(factors, seen, data.items.category, params)
@@ -102,7 +102,7 @@ class AlsModel:
     def _solver(self) -> Any:
         model = _implicit(self.item_factors.shape[1], self.params["regularization"], 1, 0)
         model.item_factors = self.item_factors
-        with threadpool_limits(1, "blas"):
+        with one_blas_thread:
             model.YtY  # noqa: B018 - computed once, here
         return model
 
@@ -126,7 +126,7 @@ class AlsModel:
         matrix = confidence(history, at_ms, self.params["alpha"], self.params["half_life_days"], n_items)
         counts = np.diff(matrix.indptr)
         longest = f // 2 if self.params["regularization"] > 0 else 0  # without it Y'Y alone may be singular
-        with threadpool_limits(1, "blas"):
+        with one_blas_thread:
             width, above = 4, 0
             while above < longest:
                 width = min(width, longest)
@@ -169,7 +169,7 @@ class AlsModel:
 def _implicit(factors: int, regularization: float, iterations: int, seed: int) -> Any:
     from implicit.cpu.als import AlternatingLeastSquares
 
-    with threadpool_limits(1, "blas"):  # implicit warns about the BLAS threads it finds
+    with one_blas_thread:  # implicit warns about the BLAS threads it finds
         return AlternatingLeastSquares(
             factors=factors, regularization=regularization, alpha=1.0, iterations=iterations, random_state=seed
         )

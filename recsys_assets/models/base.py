@@ -4,14 +4,17 @@ A model holds item-side knowledge only. What a user did is passed in with each c
 latest events without retraining, a new user needs nothing special, and one model can be asked about several days.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from threading import Lock
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from recsys_assets.settings import Settings
 from recsys_assets.training.events import DAY_MS, Events, Floats, Ints, Longs, TrainingSet
@@ -19,6 +22,7 @@ from recsys_assets.training.events import DAY_MS, Events, Floats, Ints, Longs, T
 Arrays = dict[str, NDArray[Any]]
 Params = dict[str, Any]
 Log = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 def silent(message: str) -> None:
@@ -165,11 +169,52 @@ def one_thread() -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()
+    if threads == 1:  # restoring what another thread set for a while would make it last
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+class _OneBlasThread:
+    """NumPy's and SciPy's BLAS on one thread, whoever of our threads asks: the limit is the whole process's, so the
+    first who enters sets it and the last who leaves lifts it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        import scipy.linalg  # noqa: F401 - brings SciPy's own BLAS, which a limit set before would miss
+
+        with self._lock:
+            if not self._inside:
+                self._limit = threadpool_limits(1, "blas")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limit.restore_original_limits()
+
+
+one_blas_thread = _OneBlasThread()
+
+
+def in_threads(work: Callable[[int], Result], parts: Sequence[int]) -> list[Result]:
+    """`work` of every part, in order, on as many threads as BLAS may use (OMP_NUM_THREADS, the cores), at most 4: each
+    holds a batch of scores. BLAS itself runs on one thread, so the result does not depend on their number."""
+    threads = min([len(parts), 4, *(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")])
+    with one_blas_thread:
+        if threads < 2:
+            return [work(part) for part in parts]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, parts))
 
 
 __all__ = [
@@ -186,7 +231,9 @@ __all__ = [
     "age_days",
     "category_means",
     "decay",
+    "in_threads",
     "lowest_for_unknown",
+    "one_blas_thread",
     "one_thread",
     "silent",
     "steps",

@@ -1,6 +1,6 @@
 """One ranking from several models: candidates of all of them, a weighted sum of their normalised scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -11,7 +11,19 @@ from scipy.sparse import csr_array
 from recsys_assets.evaluation.metrics import hits_matrix, per_user, top
 from recsys_assets.models import MEMBERS
 from recsys_assets.models.als import AlsModel
-from recsys_assets.models.base import Arrays, Events, Floats, Ints, Log, Longs, Member, Params, silent
+from recsys_assets.models.base import (
+    Arrays,
+    Events,
+    Floats,
+    Ints,
+    Log,
+    Longs,
+    Member,
+    Params,
+    Result,
+    in_threads,
+    silent,
+)
 from recsys_assets.models.popularity import PopularityModel
 from recsys_assets.models.transition import TransitionModel
 from recsys_assets.settings import Settings
@@ -24,7 +36,7 @@ Bools = NDArray[np.bool_]
 DEFAULT_WEIGHTS = {"popularity": 0.2, "repeat": 0.5, "transition": 1.0, "als": 0.4, "sequence": 0.4}
 _FALLBACK = PopularityModel.name
 
-_BATCH_ROWS = 256  # 256 users x 70,000 items x 4 bytes: 70 MB a member
+_BATCH_ROWS = 256  # 256 users x 70,000 items x 4 bytes: 70 MB a member and thread
 _WEIGHT_ROWS = 2000
 _GRID = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 1.0, 1.5, 2.2)
 _SWEEPS = 3
@@ -99,7 +111,8 @@ class HybridModel:
             allowed: bool[n_items], the items that may be recommended (None: all).
             detail: also return each member's contribution and its own list, from the same pass over the scores.
 
-        Filters are applied before candidates are taken, so they shorten a list only when nothing else is left.
+        Filters are applied before candidates are taken, so they shorten a list only when nothing else is left. Members
+        of weight 0 are not asked, but for popularity, which fills every list, and for what `detail` shows.
 
         Raises:
             ValueError: `allowed` has not one entry an item.
@@ -110,9 +123,9 @@ class HybridModel:
             for name in self.members:
                 out.contributions[name] = np.zeros((rows, n), np.float32)
                 out.lists[name] = np.full((rows, n), -1, np.int32)
-        for begin, pool in _pools(
-            self.members, history, at_ms, max(self.candidates, n), forbidden, allowed, n if detail else 0
-        ):
+        ranking = [name for name in self.members if self.weights.get(name) or name == _FALLBACK]
+
+        def rank(begin: int, pool: _Pool) -> None:
             total = pool.weighted(self.weights)
             columns, valid = _best(pool, total, n)
             part, width = slice(begin, begin + len(columns)), columns.shape[1]
@@ -123,7 +136,11 @@ class HybridModel:
                 for m, name in enumerate(pool.names):
                     values = np.take_along_axis(pool.normal[m], columns, axis=1) * weights[m][:, None]
                     out.contributions[name][part, :width] = np.where(valid, values, 0)
-                    out.lists[name][part] = pool.lists[name]
+                for name, own in pool.lists.items():
+                    out.lists[name][part] = own
+
+        shown = n if detail else 0
+        _pools(self.members, ranking, history, at_ms, max(self.candidates, n), forbidden, allowed, shown, rank)
         return out
 
     def similar_items(self, n: int) -> tuple[Ints, Floats]:
@@ -254,33 +271,50 @@ class _Pool:
 
 
 def _pools(
-    members: Members, history: Events, at_ms: int, k: int, forbidden: Pairs | None, allowed: Bools | None, own: int
-) -> Any:
-    """Yields (first row, _Pool) for batches of users; `own` is the length of the members' own lists."""
+    members: Members,
+    ranking: Sequence[str],
+    history: Events,
+    at_ms: int,
+    k: int,
+    forbidden: Pairs | None,
+    allowed: Bools | None,
+    own: int,
+    use: Callable[[int, _Pool], Result],
+) -> list[Result]:
+    """`use(first row, pool)` for batches of users, on several threads; what it returns, in order.
+
+    Args:
+        ranking: the members whose candidates are taken.
+        own: the length of every member's own list, 0 for none.
+    """
     n_items = history.n_items
     if allowed is not None and len(allowed) != n_items:
         raise ValueError(f"allowed has {len(allowed)} entries for {n_items} items")
     closed = None if allowed is None else np.flatnonzero(~allowed)
-    rows = np.zeros(0, np.int32)
+    rows, items = np.zeros(0, np.int32), np.zeros(0, np.int32)
     if forbidden is not None and len(forbidden[0]):
         order = np.argsort(forbidden[0], kind="stable")
         rows, items = forbidden[0][order], forbidden[1][order]
-    for begin in range(0, history.n_users if n_items else 0, _BATCH_ROWS):
+
+    def batch(begin: int) -> Result:
         users = np.arange(begin, min(begin + _BATCH_ROWS, history.n_users), dtype=np.int32)
-        part = history.of_users(users)
         barred = None
         if len(rows):
             low, high = np.searchsorted(rows, [begin, begin + len(users)])
             barred = (rows[low:high] - begin, items[low:high])
-        yield begin, _pool(members, part, at_ms, k, barred, closed, own)
+        return use(begin, _pool(members, ranking, history.of_users(users), at_ms, k, barred, closed, own))
+
+    return in_threads(batch, range(0, history.n_users if n_items else 0, _BATCH_ROWS))
 
 
-def _pool(members: Members, history: Events, at_ms: int, k: int, barred: Any, closed: Any, own: int) -> _Pool:
+def _pool(
+    members: Members, ranking: Sequence[str], history: Events, at_ms: int, k: int, barred: Any, closed: Any, own: int
+) -> _Pool:
     n_items, b = history.n_items, history.n_users
     scores, lists = {}, {}
     wanted = np.zeros((b, n_items), bool)
-    for name, member in members.items():
-        score = member.score(history, at_ms)
+    for name in members if own else ranking:
+        score = members[name].score(history, at_ms)
         low = score.min(axis=1)
         if barred is not None or closed is not None:
             score = score if score.flags.writeable else score.copy()
@@ -291,10 +325,11 @@ def _pool(members: Members, history: Events, at_ms: int, k: int, barred: Any, cl
         # A member proposes only what it prefers to something; popularity whatever there is, so no list runs short.
         floor = np.full(b, -np.inf, np.float32) if name == _FALLBACK else low
         found_rows, found_items, _ = largest(score, k, floor)
-        wanted[found_rows, found_items] = True
         if own:
             lists[name] = _lists(found_rows, found_items, b, own)
-        scores[name] = score
+        if name in ranking:
+            wanted[found_rows, found_items] = True
+            scores[name] = score
     at = np.flatnonzero(wanted)
     row = at // max(n_items, 1)
     item = at - row * n_items
@@ -303,11 +338,11 @@ def _pool(members: Members, history: Events, at_ms: int, k: int, barred: Any, cl
     width = int(counts.max(initial=0))
     items = np.full((b, width), -1, np.int32)
     items[row, place] = item
-    normal = np.zeros((len(members), b, width), np.float32)
+    normal = np.zeros((len(scores), b, width), np.float32)
     for m, score in enumerate(scores.values()):
         normal[m, row, place] = score[row, item]
     _normalise(normal, items >= 0)
-    return _Pool(list(members), items, normal, np.diff(history.offsets) > 0, lists)
+    return _Pool(list(scores), items, normal, np.diff(history.offsets) > 0, lists)
 
 
 def _normalise(normal: Floats, valid: Bools) -> None:
@@ -387,9 +422,15 @@ def _weight_pools(members: Members, days: Sequence[Day], settings: Settings) -> 
         kept = renumber[day.target_rows] >= 0
         target_rows, target_items = renumber[day.target_rows[kept]], day.target_items[kept]
         history = day.history.of_users(users)
-        for first, pool in _pools(members, history, day.at_ms, settings.recommend.candidates, forbidden, None, 0):
-            here = (target_rows >= first) & (target_rows < first + len(pool.items))
-            pools.append((pool, (target_rows[here] - first, target_items[here])))
+
+        def with_targets_of(
+            first: int, pool: _Pool, at: Ints = target_rows, item: Ints = target_items
+        ) -> tuple[_Pool, Pairs]:
+            here = (at >= first) & (at < first + len(pool.items))
+            return pool, (at[here] - first, item[here])
+
+        k = settings.recommend.candidates
+        pools += _pools(members, list(members), history, day.at_ms, k, forbidden, None, 0, with_targets_of)
     return pools
 
 
