@@ -32,7 +32,7 @@ _GAP_BUCKETS = 24  # log2 of minutes: 23 is sixteen years
 _VALIDATION_SHARE = 0.07  # the newest share of the steps decides when to stop
 _VALIDATION_ROWS = 2000
 _REPLAY_SHARE = 0.15  # old windows shown again in an update, against forgetting
-_SCORE_ROWS = 1024
+_SCORE_ROWS = 64
 # A step touches a thousand rows of the item table. From this size on the others are left alone (lazy Adam), which is
 # three times as fast on 68,000 items, as good; on 12,000 items it costs quality (Beauty validation .046, not .053).
 _SPARSE_ITEMS = 30_000
@@ -188,13 +188,15 @@ class SequenceModel:
             starts = np.maximum(starts, ends - length)
             goal = _Targets(walked).time
             goal[walked.visit == walked.visit[ends - 1][np.searchsorted(users, walked.user)]] = at_ms
-            for begin in range(0, len(users), _SCORE_ROWS):
-                chosen = slice(begin, begin + _SCORE_ROWS)
-                batch = _Batch(walked, goal, starts[chosen], (ends - starts)[chosen], None)
-                with torch.inference_mode():
+            lengths = ends - starts
+            order = np.argsort(lengths, kind="stable")  # little padding
+            with torch.inference_mode(), one_thread():
+                for begin in range(0, len(users), _SCORE_ROWS):
+                    chosen = order[begin : begin + _SCORE_ROWS]
+                    batch = _Batch(walked, goal, starts[chosen], lengths[chosen], None)
                     hidden = self._scorer(*batch.inputs(self._scorer))
-                last = torch.from_numpy((ends - starts)[chosen] - 1).to(hidden.device)
-                vectors[users[chosen]] = hidden[torch.arange(len(last), device=hidden.device), last].cpu().numpy()
+                    last = torch.from_numpy(lengths[chosen] - 1).to(hidden.device)
+                    vectors[users[chosen]] = hidden[torch.arange(len(last), device=hidden.device), last].cpu().numpy()
         return lowest_for_unknown(vectors @ table.T, known, history.n_items)
 
     def state(self) -> tuple[Arrays, Params]:

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from recsys_assets.evaluation.metrics import hits_matrix, per_user
 from recsys_assets.models import MEMBERS
+from recsys_assets.models.base import one_blas_thread
 from recsys_assets.models.hybrid import DEFAULT_WEIGHTS, HybridModel, largest, learn_weights
 from recsys_assets.training.events import DAY_MS, Events
 from recsys_assets_tests.models.shop import settings, shop, training_set
@@ -76,6 +78,32 @@ def test_batches_do_not_show(hybrid, data):
     some = np.array([3, 255, 256, 299], np.int32)
     alone = hybrid.recommend(data.events.of_users(some), data.end_ms, 5)
     np.testing.assert_array_equal(together.items[some], alone.items)
+
+
+def test_threads_do_not_show(hybrid, data):
+    usual = hybrid.recommend(data.events, data.end_ms, 5)
+    with threadpool_limits(1, "blas"):
+        alone = hybrid.recommend(data.events, data.end_ms, 5)
+    with one_blas_thread:
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+    np.testing.assert_array_equal(usual.items, alone.items)
+    assert usual.scores.tobytes() == alone.scores.tobytes()
+
+
+def test_a_member_of_weight_0_is_asked_only_for_its_own_list(members, data):
+    class Broken:
+        name = "sequence"
+
+        def score(self, history, at_ms):
+            raise AssertionError("asked")
+
+    weights = {**DEFAULT_WEIGHTS, "sequence": 0.0}
+    made = HybridModel({**members, "sequence": Broken()}, weights, 15).recommend(data.events, data.end_ms, 10)
+    shown = HybridModel(members, weights, 15).recommend(data.events, data.end_ms, 10, detail=True)
+    np.testing.assert_array_equal(made.items, shown.items)
+    np.testing.assert_array_equal(made.scores, shown.scores)
+    assert (shown.lists["sequence"] >= 0).any()
+    assert not shown.contributions["sequence"].any()
 
 
 def test_own_lists_are_what_the_member_says(hybrid, members, data):
@@ -221,6 +249,6 @@ def test_largest_equals_a_full_sort():
             rows, columns, values = largest(scores, k, floor)
             for row in range(7):
                 order = np.argsort(-scores[row], kind="stable")
-                expected = sorted(i for i in order[:k] if scores[row, i] > floor[row])
-                assert sorted(columns[rows == row].tolist()) == expected
+                expected = [i for i in order[:k] if scores[row, i] > floor[row]]
+                assert columns[rows == row].tolist() == expected
             np.testing.assert_array_equal(values, scores[rows, columns])
