@@ -46,7 +46,7 @@ class BucketSettings(_Section):
     max_files: int | None = Field(
         None, ge=1, description="objects read per day, the first by key: for trying things out; unset: all"
     )
-    in_flight: int = Field(64, ge=1, le=1024, description="objects fetched at once")
+    in_flight: int = Field(128, ge=1, le=1024, description="objects fetched at once")
     max_object_mb: int = Field(512, ge=1, description="decompressed size above which an object is rejected")
 
     @field_validator("url")

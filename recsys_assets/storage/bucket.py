@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _TEMPORARY = ".tmp-"  # how storage.files names a file that is being written; never listed
 _BYTES_AHEAD = 256 * 2**20  # fetched objects waiting for their consumer, all together
+_WAITING = 4  # objects asked for ahead, for each in flight: behind a slow one the others go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def fetch(
 ) -> Iterator[tuple[LogObject, bytes]]:
     """Fetches objects concurrently and yields them in the order given.
 
-    Memory is bounded: at most `in_flight` objects, and about 256 MiB by listed size (or one larger object), are
+    Memory is bounded: at most 4 * `in_flight` objects, and about 256 MiB by listed size (or one larger object), are
     fetched ahead of the consumer. An object overwritten since the listing is fetched in its new version, and the
     entry yielded is the one whose bytes come with it. An object that is gone is left out, after `on_gone(entry)`.
 
@@ -137,7 +138,7 @@ def fetch(
     try:
         while following is not None or waiting:
             while following is not None and (
-                not waiting or (len(waiting) < in_flight and ahead + following.size <= _BYTES_AHEAD)
+                not waiting or (len(waiting) < _WAITING * in_flight and ahead + following.size <= _BYTES_AHEAD)
             ):
                 waiting.append((following, pool.submit(_get_current, bucket, following)))
                 ahead += following.size
