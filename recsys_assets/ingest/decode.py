@@ -17,7 +17,8 @@ from recsys_assets.storage.bucket import LogObject
 EXCERPT_CHARACTERS = 200
 _CHUNK = 1 << 16
 _MAX_DAMAGED_RECORD = 1 << 18  # bytes; bounds the search for a record's end where brackets do not match
-_MAX_RESTARTS = 100  # places tried for a record to start after a break
+_MAX_RESTARTS = 100  # places tried for a record to start after a break, besides those where a small object ends
+_SMALL_OBJECT = 1 << 10
 
 RAW_SCHEMA = pa.schema(
     [
@@ -182,9 +183,9 @@ def _to_utf8(text: bytes) -> bytes:
         return text[3:]
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         return text.decode("utf-16").encode()
-    if text[:1] in (b"[", b"{") and text[1:2] == text[3:4] == b"\0":
+    if text[:1] in (b"[", b"{") and text[1:2] == text[3:4] == b"\0" != text[2:3]:
         return text.decode("utf-16-le").encode()
-    if text[1:2] in (b"[", b"{") and text[:1] == text[2:3] == b"\0":
+    if text[1:2] in (b"[", b"{") and text[:1] == text[2:3] == b"\0" != text[3:4]:
         return text.decode("utf-16-be").encode()
     return text
 
@@ -192,10 +193,12 @@ def _to_utf8(text: bytes) -> bytes:
 # ------------------------------------------------------------------------------------------------- cutting into records
 
 _STRING = rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*"'  # a JSON string holds no raw line end: a lost quote costs a line at most
-_TOKEN = re.compile(_STRING + rb'|["\[\]{}]')
-_SCALAR = re.compile(_STRING + rb'|[^,\[\]{}"]+')
+# What follows a string, and what stands before an opening bracket, tells a lost quote or bracket where it was lost:
+# counting alone would find its match in another record.
+_TOKEN = re.compile(_STRING + rb'(?=\s*(?:[:,\]}]|\Z))|:\s*[\[{]|["\[\]{}]')
+_SCALAR = re.compile(_STRING + rb'(?=\s*(?:[,\]]|\Z))|[^,\[\]{}"]+')
 _BETWEEN = re.compile(rb"[\s,]*")
-_RESTART = re.compile(rb"\}\s*,?\s*(?=\{)")
+_OBJECT = re.compile(rb"(?::\s*)?\{")
 _ONE_LINE_RECORD = re.compile(rb"^\{.*\}[ \t\r,]*$", re.MULTILINE)
 _RECORD_FIELDS = (b'"timestamp"', b'"item_id"', b'"user_id"', b'"action"')
 
@@ -221,10 +224,15 @@ def is_whole(record: bytes) -> bool:
 def _lines(text: bytes) -> Iterator[bytes | Rejection]:
     for line in text.split(b"\n"):
         record = line.strip().rstrip(b", \t")
-        if _RESTART.search(record):  # perhaps several on one line
-            yield from _sequence(record)
-        elif record:
+        if not record:
+            continue
+        alone = record.startswith(b"{") and record.find(b"{", 1) < 0 and record.find(b"}") == len(record) - 1
+        # Else perhaps several on one line, or what a torn write left in front of one.
+        if alone or b"{" not in record or is_whole(record):
             yield record
+            continue
+        pieces = list(_sequence(record))
+        yield from pieces if len(pieces) > 1 else [record]
 
 
 def _sequence(text: bytes) -> Iterator[bytes | Rejection]:
@@ -255,11 +263,13 @@ def _record_end(text: bytes, start: int) -> int:
         return _end(_SCALAR.match(text, start), 0)
     closers = bytearray()
     for token in _TOKEN.finditer(text, start, start + _MAX_DAMAGED_RECORD):
-        mark = text[token.start()]
+        mark = text[token.end() - 1]
         if mark == 0x22:
             if token.end() - token.start() == 1:
                 return 0
         elif mark in b"{[":
+            if closers and (closers[-1] == 0x7D) != (text[token.start()] == 0x3A):
+                return 0  # in an object a value follows its name, in an array none does
             closers.append(mark + 2)  # in ASCII the closing bracket stands two after the opening one
         elif closers.pop() != mark:
             return 0
@@ -270,13 +280,18 @@ def _record_end(text: bytes, start: int) -> int:
 
 def _restart(text: bytes, broken: int) -> int:
     """Where the next sound record starts after a break; the end of the text if none is found."""
-    for tried, candidate in enumerate(_RESTART.finditer(text, broken)):
+    tried = 0
+    for candidate in _OBJECT.finditer(text, broken + 1):
+        start = candidate.start()
+        if text[start] == 0x3A:  # the value of a name
+            continue
+        end = _record_end(text, start)
+        # Only a whole event counts: an inner object of the broken record must not pass for one.
+        if end and all(field in text[start:end] for field in _RECORD_FIELDS):
+            return start
+        tried += not 0 < end < start + _SMALL_OBJECT
         if tried == _MAX_RESTARTS:
             break
-        end = _record_end(text, candidate.end())
-        # Only a whole event counts: an inner object of the broken record must not pass for one.
-        if end and all(field in text[candidate.end() : end] for field in _RECORD_FIELDS):
-            return candidate.end()
     return len(text)
 
 

@@ -167,6 +167,11 @@ def test_sound_brackets(text: bytes, expected: list[bytes]) -> None:
         (b'[{"a": {"b": 1}, ' + EVENT + b", " + EVENT + b"]", [], 1, [EVENT, EVENT]),
         (b'[{"a": "x, "b": 1},\n' + EVENT + b"]", [], 1, [EVENT]),
         (b'[{"a": [{"x": 1}, {"x": 2}}, ' + EVENT + b"]", [], 1, [EVENT]),
+        # a lost quote or bracket finds no match in another record
+        (b"[" + EVENT[:-1] + b"," + EVENT + b"]", [], 1, [EVENT]),
+        (b'["a, ' + EVENT + b"," + EVENT + b"]", [], 1, [EVENT, EVENT]),
+        (EVENT[:9] + EVENT + b"\n" + EVENT, [], 0, [EVENT, EVENT]),  # a torn write, and the next on the same line
+        (b'[{"a": [' + b'{"x": 1},' * 300 + b"}, " + EVENT + b"]", [], 1, [EVENT]),
     ],
 )
 def test_a_break_costs_one_rejection(text: bytes, before: list[bytes], offset: int, after: list[bytes]) -> None:
@@ -177,6 +182,18 @@ def test_a_break_costs_one_rejection(text: bytes, before: list[bytes], offset: i
     assert f"at byte {offset}," in broken.detail
     assert text[offset:].decode().startswith(broken.excerpt)
     assert len(broken.excerpt) <= EXCERPT_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" + EVENT[:-1] + b"," + EVENT + b", 5, " + EVENT + b"}]",
+        b'[{"a": "x, "b": 1},' + EVENT + b"," + EVENT + b', {"a": "x, "b": 1}]',
+        b'[5, "a, ' + EVENT + b', "b, ' + EVENT + b"]",
+    ],
+)
+def test_two_breaks_do_not_make_up_for_each_other(text: bytes) -> None:
+    assert [piece for piece in pieces(text) if piece == EVENT] == [EVENT, EVENT]
 
 
 @pytest.mark.parametrize("mark", [b"[", b'{"a":', b'"', b"]", b"}", b",", b"\\", b'{"', b"[{", b"}{", b"},{"])
