@@ -72,7 +72,7 @@ def decode(content: bytes, max_bytes: int) -> Decoded:
         if len(text) > max_bytes:
             return _refuse("too_large", f"more than {max_bytes} bytes of text, the limit of bucket.max_object_mb")
         text = _to_utf8(text).lstrip()
-    except (zlib.error, OSError, UnicodeError) as error:
+    except (zlib.error, OSError) as error:
         return _refuse("malformed_json", f"cannot be decoded: {str(error)[:120]}")
     if cut:
         return Decoded(
@@ -181,13 +181,21 @@ def _unzstd(content: bytes, max_bytes: int) -> tuple[bytes, bool]:
 def _to_utf8(text: bytes) -> bytes:
     if text.startswith(b"\xef\xbb\xbf"):
         return text[3:]
-    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return text.decode("utf-16").encode()
+    if text.startswith(b"\xff\xfe"):
+        return _utf16(text[2:], "utf-16-le")
+    if text.startswith(b"\xfe\xff"):
+        return _utf16(text[2:], "utf-16-be")
     if text[:1] in (b"[", b"{") and text[1:2] == text[3:4] == b"\0" != text[2:3]:
-        return text.decode("utf-16-le").encode()
+        return _utf16(text, "utf-16-le")
     if text[1:2] in (b"[", b"{") and text[:1] == text[2:3] == b"\0" != text[3:4]:
-        return text.decode("utf-16-be").encode()
+        return _utf16(text, "utf-16-be")
     return text
+
+
+def _utf16(text: bytes, codec: str) -> bytes:
+    """A lone surrogate, or half a character at the end, becomes what is no UTF-8: it costs its record only."""
+    whole = len(text) // 2 * 2
+    return text[:whole].decode(codec, "surrogatepass").encode("utf-8", "surrogatepass") + b"\xff" * (len(text) - whole)
 
 
 # ------------------------------------------------------------------------------------------------- cutting into records
@@ -258,9 +266,10 @@ def _sequence(text: bytes) -> Iterator[bytes | Rejection]:
 
 
 def _record_end(text: bytes, start: int) -> int:
-    """The end of the value that starts at `start`; 0 where its quotes or brackets do not match."""
+    """The end of the value that starts at `start`; 0 where quotes or brackets do not match, or it may be cut off."""
     if text[start] not in b"{[":
-        return _end(_SCALAR.match(text, start), 0)
+        end = _end(_SCALAR.match(text, start), 0)
+        return end if end < len(text) else 0
     closers = bytearray()
     for token in _TOKEN.finditer(text, start, start + _MAX_DAMAGED_RECORD):
         mark = text[token.end() - 1]
