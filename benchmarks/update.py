@@ -9,6 +9,7 @@ so whatever is lost adds up over the days, as it would without the weekly refit.
 update.MODEL.time_ratio: seconds of the update over seconds of the fit, median of the days, the two in turns first.
 update.MODEL.ndcg_rel: NDCG@10 with repeats allowed, (update - fit) / fit, pooled over users' days.
 update.MODEL.ndcg_rel_low: its lower 95 % bound, resampling users with all their days.
+update.transition.equal: the share of the days on which the updated state has the very bytes of the fitted one.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import sets
 from benchmarks.lines import emit, progress
 from benchmarks.quality import LAST_DAY, Pool, changed_settings, make_settings
@@ -29,6 +32,7 @@ from recsys_assets.evaluation.tasks import prediction_task
 from recsys_assets.models import MEMBERS
 from recsys_assets.models.base import Log, Member
 from recsys_assets.models.hybrid import HybridModel
+from recsys_assets.models.transition import TransitionModel
 
 UPDATE, REFIT = "update", "refit"
 
@@ -39,12 +43,23 @@ def timed(make: Callable[[], Member]) -> tuple[Member, float, float]:
     return make(), time.monotonic() - started, time.process_time() - processor
 
 
+def same_bytes(one: Member, other: Member) -> bool:
+    arrays, others = one.state()[0], other.state()[0]
+    return (
+        one.state()[1] == other.state()[1]
+        and arrays.keys() == others.keys()
+        and all(array.tobytes() == others[name].tobytes() for name, array in arrays.items())
+    )
+
+
 def updates(
     shop: sets.Shop, days: Sequence[str], name: str, log: Log
-) -> tuple[Pool, dict[str, list[float]], dict[str, list[float]]]:
-    """The NDCG@10 of both on each of `days`, and the seconds and processor seconds of both on the days before."""
+) -> tuple[Pool, dict[str, list[float]], dict[str, list[float]], list[bool]]:
+    """The NDCG@10 of both on each of `days`, the seconds and processor seconds of both on the days before, and whether
+    both were the same."""
     settings, zone = shop.settings, shop.settings.calendar.time_zone
     pool = Pool()
+    equal: list[bool] = []
     seconds: dict[str, list[float]] = {UPDATE: [], REFIT: []}
     processor: dict[str, list[float]] = {UPDATE: [], REFIT: []}
     model: Member = MEMBERS[name].fit(shop.training_set(shift(days[0], -2)), settings, log)
@@ -59,6 +74,7 @@ def updates(
             made[way], took, used = timed(makers[way])
             seconds[way].append(took)
             processor[way].append(used)
+        equal.append(same_bytes(made[UPDATE], made[REFIT]))
         data = shop.training_set(day)
         task = prediction_task(data, day_start_ms(day, zone), data.end_ms, settings)
         k = settings.recommend.candidates
@@ -69,7 +85,7 @@ def updates(
             f"refit {seconds[REFIT][-1]:.2f} s, {pool.runs(REFIT, 'ndcg')[-1]:.4f}"
         )
         model = made[UPDATE]
-    return pool, seconds, processor
+    return pool, seconds, processor, equal
 
 
 def main() -> None:
@@ -88,7 +104,7 @@ def main() -> None:
             sys.exit(f"{error}. Nothing was measured.")
         for name in arguments.models:
             started = time.monotonic()
-            pool, seconds, processor = updates(shop, days, name, progress)
+            pool, seconds, processor, equal = updates(shop, days, name, progress)
             took = time.monotonic() - started
             found = pool.minus(UPDATE, REFIT, relative=True)
             facts: dict[str, Any] = {
@@ -110,6 +126,10 @@ def main() -> None:
             quality = {"update": pool.mean(UPDATE, "ndcg"), "refit": pool.mean(REFIT, "ndcg"), "high": found["high"]}
             emit(f"update.{name}.ndcg_rel", per_day, "share", took, value=found["mean"], **quality, **facts)
             emit(f"update.{name}.ndcg_rel_low", [found["low"]], "share", took, **facts)
+            if name == TransitionModel.name:
+                emit(
+                    f"update.{name}.equal", list(map(float, equal)), "share", took, value=float(np.mean(equal)), **facts
+                )
 
 
 if __name__ == "__main__":

@@ -173,7 +173,9 @@ def test_quality_and_update_from_day_to_day(
     assert len(found["quality.shop.als.ndcg10"]["runs"]) == 3
     assert len(found["quality.shop.train_seconds"]["update_seconds"]["als"]) == 2
 
-    pool, seconds, _ = update.updates(shop, shop.days[-2:], "transition", silent)
+    pool, seconds, _, equal = update.updates(shop, shop.days[-2:], "transition", silent)
+    assert equal == [True, True]
+    assert update.updates(shop, shop.days[-1:], "als", silent)[3] == [False]
     assert len(seconds["update"]) == len(seconds["refit"]) == 2
     assert pool.minus("update", "refit", relative=True) == {"mean": 0.0, "low": 0.0, "high": 0.0}
 

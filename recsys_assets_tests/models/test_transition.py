@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from recsys_assets.models.transition import TransitionModel, count_transitions
+from recsys_assets.models.transition import _UNIT, TransitionModel, count_transitions, reference_ms
 from recsys_assets.training.events import DAY_MS
 from recsys_assets_tests.models.shop import settings, shop, training_set
 
@@ -39,13 +39,20 @@ def slow_counts(data, own, since_ms=None):
     return counts
 
 
+def decayed(counts, end_ms, own):
+    """float64 counts as of `end_ms`, both directions."""
+    faded = counts.toarray() / _UNIT * 0.5 ** ((end_ms - reference_ms(end_ms, own)) / DAY_MS / own.half_life_days)
+    return faded + own.reverse * faded.T
+
+
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(ROWS, st.one_of(st.none(), st.integers(0, 9)))
 def test_counts_equal_the_obvious_count(rows, since):
-    data = training_set(rows, 4, 6, end=11)
+    data, own = training_set(rows, 4, 6, end=11), OWN.transition
     since_ms = None if since is None else data.end_ms - since * DAY_MS
-    ours = count_transitions(data, OWN.transition, since_ms).toarray()
-    np.testing.assert_allclose(ours, slow_counts(data, OWN.transition, since_ms), rtol=1e-4, atol=1e-6)
+    reference = reference_ms(data.end_ms, own)
+    ours = count_transitions(data.events, own, reference, None if since is None else np.full(4, since_ms))
+    np.testing.assert_allclose(decayed(ours, data.end_ms, own), slow_counts(data, own, since_ms), rtol=1e-3, atol=1e-3)
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -75,16 +82,43 @@ def test_scores_equal_the_obvious_sum(rows):
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_update_equals_refit_while_nothing_is_cut_off():
+def same_bytes(one, other):
+    assert one.params == other.params
+    for name, array in one.state()[0].items():
+        assert array.dtype == other.state()[0][name].dtype
+        assert array.tobytes() == other.state()[0][name].tobytes(), name
+    assert (one.learned.counts.toarray() == other.learned.counts.toarray()).all()
+
+
+VISITS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 60)), max_size=40)
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(VISITS, VISITS, st.lists(st.integers(1, 59), min_size=1, max_size=4, unique=True), st.sampled_from([1.0, 90.0]))
+def test_updates_equal_a_rebuild_to_the_last_bit(rows, late, cuts, half_life):
+    """Whatever the day, the items and users that are new, and the earlier events that came late."""
+    own = settings(transition={"half_life_days": half_life, "max_gap": 4, "neighbours": 2})
+    model, n_users, n_items = None, 0, 0
+    for number, cut in enumerate([*sorted(cuts), 61]):
+        known = [row for row in [*rows, *(late if number % 2 else [])] if row[2] < cut]
+        n_users = max([n_users, *(user + 1 for user, _, _ in known)])
+        n_items = max([n_items, *(item + 1 for _, item, _ in known)])
+        data = training_set(known, n_users, n_items, end=cut)
+        rebuilt = TransitionModel.fit(data, own)
+        model = rebuilt if model is None else model.update(data, own)
+        same_bytes(model, rebuilt)
+
+
+def test_a_model_that_was_read_back_is_updated_alike():
     data = shop()
-    for back in (1, 7):
-        old = TransitionModel.fit(data.before(data.end_ms - back * DAY_MS), OWN)
-        np.testing.assert_allclose(
-            old.update(data, OWN).counts.toarray(),
-            TransitionModel.fit(data, OWN).counts.toarray(),
-            rtol=1e-4,
-            atol=1e-6,
-        )
+    old = TransitionModel.fit(data.before(data.end_ms - DAY_MS), OWN)
+    same_bytes(TransitionModel.from_state(*old.state()).update(data, OWN), old.update(data, OWN))
+
+
+def test_an_update_adds_and_does_not_count_again():
+    data, lines = shop(), []
+    TransitionModel.fit(data.before(data.end_ms - DAY_MS), OWN).update(data, OWN, lines.append)
+    assert not any("again" in line for line in lines)
 
 
 def test_only_the_strongest_neighbours_are_kept():
@@ -98,7 +132,7 @@ def test_only_the_strongest_neighbours_are_kept():
 
 def test_a_basket_has_no_direction():
     data = training_set([(u, i, 1) for u in range(6) for i in (0, 1, 2)], 6, 3)
-    counts = TransitionModel.fit(data, OWN).counts.toarray()
-    np.testing.assert_allclose(counts, counts.T)
+    counts = TransitionModel.fit(data, OWN).learned.counts.toarray()
+    np.testing.assert_array_equal(counts, counts.T)
     assert counts[0, 1] > 0
     assert (np.diag(counts) == 0).all()
