@@ -2,7 +2,6 @@ import gzip
 import json
 import math
 import random
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from recsys_assets.ingest.validate import (
 )
 from recsys_assets.settings import Settings
 from recsys_assets.storage.bucket import LogObject
+from recsys_assets_tests.ingest.reference import judge
 
 DAY = "2025-12-01"
 NOON = 1_764_590_400_000  # 2025-12-01 12:00 UTC
@@ -365,98 +365,6 @@ def test_a_key_in_two_rows_is_refused() -> None:
 # ------------------------------------------------------------------------------------- against a slow, separate reading
 
 
-class Number(str):
-    """A JSON number as its text."""
-
-
-SPACE = " \t\n\v\f\r"
-
-
-def slow_id(value: Any) -> str | None:
-    """The id of a JSON value; None for a wrong type."""
-    if isinstance(value, Number):
-        if re.fullmatch("-?[0-9]+", value):
-            return str(int(value))
-        number = float(value)
-        return str(int(number)) if math.isfinite(number) and number == int(number) and abs(number) < 2**53 else None
-    return value.strip(SPACE) if isinstance(value, str) else None
-
-
-def first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    json.dumps(pairs, ensure_ascii=False).encode()  # UnicodeError for a lone surrogate
-    return dict(reversed(pairs))
-
-
-def slow_judge(text: str) -> tuple[str, Any]:
-    """('kept', interaction) or (reason, None), by the table of validate's docstring and nothing of its code."""
-    try:
-        value = json.loads(
-            text,
-            parse_int=Number,
-            parse_float=Number,
-            parse_constant=Number,
-            object_pairs_hook=first_wins,
-        )
-    except (ValueError, UnicodeError):
-        return "malformed_json", None
-    if not isinstance(value, dict):
-        return "not_an_object", None
-
-    def required(name: str) -> Any:
-        if value.get(name) is None:
-            raise LookupError(f"missing_{name}")
-        return value[name]
-
-    def identity(name: str, given: Any) -> str:
-        found = slow_id(given)
-        if found is None:
-            raise LookupError(f"wrong_type_{name}")
-        if not 1 <= len(found) <= 256:
-            raise LookupError(f"out_of_range_{name}")
-        return found
-
-    try:
-        moment = slow_id(required("timestamp"))
-        if moment is None:
-            raise LookupError("wrong_type_timestamp")
-        if not re.fullmatch("-?[0-9]+", moment):
-            raise LookupError("bad_timestamp")
-        ms = int(moment)
-        if not 946684800000 <= ms < LIMIT_MS:
-            first, last = 946684800, 4102444800
-            units = (1, 10**6, 10**9)
-            wrong_unit = ms < 2**63 and any(first * unit <= ms <= last * unit for unit in units)
-            raise LookupError("bad_timestamp" if wrong_unit else "out_of_range_timestamp")
-        item = identity("item_id", required("item_id"))
-        user = identity("user_id", required("user_id"))
-        action = required("action")
-        if not isinstance(action, str) or isinstance(action, Number):
-            raise LookupError("wrong_type_action")
-        action = action.strip(SPACE).upper()
-        if action not in SETTINGS.actions:
-            raise LookupError("unknown_action")
-        category = value.get("category_id")
-        if category is not None:
-            category = (
-                None if isinstance(category, str) and not category.strip(SPACE) else identity("category_id", category)
-            )
-        price = value.get("price")
-        if isinstance(price, str) and not price.strip(SPACE):
-            price = None
-        if price is not None:
-            pattern = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
-            if not isinstance(price, str) or not (
-                isinstance(price, Number) or re.fullmatch(pattern, price.strip(SPACE), re.ASCII)
-            ):
-                raise LookupError("wrong_type_price")
-            price = float(price)
-            if not 0 <= price < math.inf:
-                raise LookupError("out_of_range_price")
-    except LookupError as error:
-        return str(error.args[0]), None
-    return "kept", (user, item, action, ms, category, price)
-
-
 ids = st.sampled_from(
     ['"a"', '"b"', "1", '"1"', "1.0", '" 1"', "-7", "31.5", "true", "null", '""', "{}", "[]", "1e2", "1e30",
      '"\\u00e9"', '"é"', '"\\ud800"', "9" * 30, "NaN", '"x\\"y"', '"\\\\"', "12345678901234567.5",
@@ -542,13 +450,13 @@ def test_every_record_is_judged_as_a_slow_reading_judges_it(
     rejected, duplicates = [], 0
     for number, (_, texts) in enumerate(day):
         for index, text in enumerate(texts):
-            reason, event = ("malformed_json", None) if text is None else slow_judge(text)
+            reason, event = ("malformed_json", None) if text is None else judge(text, LIMIT_MS)
             if event is None:
                 rejected.append((f"{number}.json", index, reason))
-            elif event[:4] in kept:
+            elif event.identity in kept:
                 duplicates += 1
             else:
-                kept[event[:4]] = (*event[4:], f"{number}.json", index)
+                kept[event.identity] = (event.category_id, event.price, f"{number}.json", index)
     found = result.interactions.with_columns(pl.col("timestamp").dt.epoch("ms")).drop("off_day")
     columns = ["user_id", "item_id", "action", "timestamp", "category_id", "price", "source_key", "record"]
     expected = sorted((*event, *rest) for event, rest in kept.items())
