@@ -253,6 +253,54 @@ def sql(query: str) -> None:
         raise InputError(str(error)) from error
 
 
+@main.command()
+@explained
+def champion() -> None:
+    """The champion, the ones before it, and why each came, went or was refused."""
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.trust.champion import timeline_lines
+
+    for line in timeline_lines(Pipeline.open()):
+        say(line)
+
+
+@main.command()
+@click.option("--to", "to_day", type=click.DateTime(["%Y-%m-%d"]), help="that day's champion; default: the last one")
+@click.option("--reason", required=True, help="why; kept in the timeline")
+@explained
+def rollback(to_day: datetime | None, reason: str) -> None:
+    """Go back to an earlier champion and make the newest lists from it."""
+    from recsys_assets.launch import open_instance, run_job
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.trust.champion import noted, roll_back
+
+    pipeline = Pipeline.open()
+    moved = roll_back(pipeline, _day(to_day) if to_day else None, reason)
+    say(f"the champion is the model of {moved['to']['day']} ({moved['to']['version']}), no longer that of")
+    say(f"{moved['from']['day']} ({moved['from']['version']}), which will not be promoted again by itself")
+    with open_instance(pipeline) as instance:
+        noted(instance, moved, reason)
+        if made := pipeline.tables.days("recommendations"):
+            run_job("lists", [made[-1]], pipeline, instance)
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="say what would be pruned, and delete nothing")
+@explained
+def prune(dry_run: bool) -> None:
+    """Delete versions of training sets and models that retention does not keep, and what killed runs left."""
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.trust.retention import prune as prune_store
+
+    verdicts, gained = prune_store(Pipeline.open(), dry_run)
+    for verdict in verdicts:
+        why = verdict.stays or ("would be pruned" if dry_run else "pruned")
+        mark, made = "keep " if verdict.stays else "prune", verdict.made
+        say(f"{mark}  {made.asset:<17}{made.day}  {made.version}  {why}")
+    pruned = sum(verdict.stays is None for verdict in verdicts)
+    say(f"{len(verdicts) - pruned} versions stay, {pruned} {'would go' if dry_run else 'went'}: {gained / 1e6:.1f} MB")
+
+
 @main.command("redraw-holdout")
 @click.option(
     "--day", type=click.DateTime(["%Y-%m-%d"]), required=True, help="draw from the interactions up to this day"

@@ -11,6 +11,7 @@ from recsys_assets.pipeline import Pipeline, described
 from recsys_assets.serving import assets as serving
 from recsys_assets.training import assets as training
 from recsys_assets.training import schedules
+from recsys_assets.trust import assets as trust
 
 _pipeline = Pipeline.open()
 _optional = parts(_pipeline.settings)
@@ -24,12 +25,13 @@ defs = dg.Definitions(
         training.hybrid_model,
         evaluation.evaluation,
         evaluation.promotion,
+        trust.retention,
         serving.recommendations,
         serving.similar_items,
         *_optional.assets,
     ],
     asset_checks=[ingest.yesterday_is_there],
-    jobs=[schedules.ingest, schedules.readmit, schedules.train],
+    jobs=[schedules.ingest, schedules.readmit, schedules.train, schedules.lists],
     schedules=[schedules.nightly_train, schedules.weekly_full_refit],
     sensors=[new_log_prefixes, *_optional.sensors],
     resources={"pipeline": described(_pipeline)},

@@ -240,7 +240,17 @@ class EvaluationSettings(_Section):
 
 class PromotionSettings(_Section):
     tolerance: float = Field(0.02, ge=0, description="relative NDCG@10 loss that still counts as not worse")
-    min_coverage: float = Field(0.0, ge=0, le=1, description="share of the catalogue that the lists must reach")
+    min_coverage: float = Field(0.001, ge=0, le=1, description="share of the catalogue that the lists must reach")
+    pooled_days: int = Field(7, ge=1, description="unseen days since the champion's that are compared together")
+
+
+class RetentionSettings(_Section):
+    """Which versions of training sets and models stay; the rest is pruned after each promotion. The champion and all it
+    was made of always stay."""
+
+    days: int = Field(30, ge=1, description="newest days, each with its present version")
+    months: int = Field(12, ge=0, description="newest months, each with its last day")
+    champions: int = Field(5, ge=1, description="newest champions, whole, so that a rollback finds them")
 
 
 class Settings(_Section):
@@ -264,6 +274,7 @@ class Settings(_Section):
     recommend: RecommendSettings = RecommendSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @field_validator("actions")
     @classmethod

@@ -58,6 +58,7 @@ def test_the_graph() -> None:
         "hybrid_model": sorted([*MODELS, "training_set"]),
         "evaluation": ["hybrid_model", "training_set"],
         "promotion": ["evaluation", "hybrid_model", "training_set"],
+        "retention": ["promotion"],
         "recommendations": ["promotion", "training_set"],
         "similar_items": ["promotion", "training_set"],
     }

@@ -158,9 +158,14 @@ _PROMOTION_COLUMNS = {
     "over_popularity_low": ("DOUBLE", "of its 95 % interval"),
     "over_popularity_high": ("DOUBLE", "of its 95 % interval"),
     "over_champion": ("DOUBLE", "mean difference from the champion before"),
-    "over_champion_low": ("DOUBLE", "of its 95 % interval"),
-    "over_champion_high": ("DOUBLE", "of its 95 % interval"),
+    "over_champion_low": ("DOUBLE", "of its 90 % interval"),
+    "over_champion_high": ("DOUBLE", "of its 90 % interval"),
+    "over_champion_pooled": ("DOUBLE", "the same over all unseen days since the champion's, if there are several"),
+    "over_champion_pooled_low": ("DOUBLE", "of its 90 % interval"),
+    "over_champion_pooled_high": ("DOUBLE", "of its 90 % interval"),
+    "pooled_days": ("BIGINT", "how many days these are"),
     "coverage": ("DOUBLE", "share of the catalogue in the lists' first ten"),
+    "failed_checks": ("VARCHAR", "what is wrong with the model itself; null if nothing is"),
 }
 
 
@@ -173,8 +178,9 @@ _PROMOTION_COLUMNS = {
     owners=reporting.OWNERS,
     code_version=CODE_VERSION,
     description=(
-        "The gate: this day's model becomes the champion if it is newer, above popularity and not worse than the "
-        "present champion on the same users of the unseen day. Otherwise it says why not."
+        "The gate: this day's model becomes the champion if it is newer, sound, above popularity, wide enough and not "
+        "worse than the present champion on the same users of days neither has seen. Otherwise it says why not. "
+        "`recsys champion` shows the timeline, `recsys rollback` goes back."
     ),
     metadata={"dagster/table_name": "promotions", "dagster/column_schema": reporting.schema(_PROMOTION_COLUMNS)},
 )
@@ -200,6 +206,7 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
             for name, value in (
                 ("over popularity", row["over_popularity"]),
                 ("over champion", row["over_champion"]),
+                ("over champion, unseen days together", row["over_champion_pooled"]),
                 ("champion", row["champion_ndcg"]),
             ):
                 if value is not None:
@@ -216,10 +223,11 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
 def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
     """The row of `promotions` for a day, and whether it stood there already. To be called under the champion's lock.
 
-    A decision stands while the model, the settings and the champion it was made against are the same, and for good
-    once it was carried out: to materialize a champion's day again must not turn its row into a refusal.
+    A decision stands while the model, the settings and the champion it was made against are the same, and, once it was
+    carried out, until it is rolled back: to materialize a champion's day again must not turn its row into a refusal.
     """
     champion = pipeline.champion.read()
+    now = champion["version"] if champion else None
     rules = version_of(
         promotion=pipeline.settings.promotion.model_dump(),
         evaluation=pipeline.settings.evaluation.model_dump(),
@@ -228,11 +236,10 @@ def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
     )
     before = pipeline.tables.sound_info("promotion", found.day)
     if before is not None and (before["version"], before.get("rules")) == (found.hybrid.version, rules):
-        now = champion["version"] if champion else None
-        carried_out = champion is not None and (now == found.hybrid.version or champion["day"] > found.day)
+        carried_out = found.hybrid.version in {move["version"] for move in pipeline.champion.standing()}
         if carried_out if before["promoted"] else before["champion"] == now:
             return pipeline.tables.read("promotion", found.day).to_dicts()[0], True
-    evidence = gather_evidence(pipeline, found, champion)
+    evidence = gather_evidence(pipeline, found)
     decision = decide(evidence, pipeline.settings.promotion)
     figures = asdict(evidence)
     row = {
@@ -246,7 +253,10 @@ def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
         "champion_ndcg": evidence.champion_ndcg,
         **_interval("over_popularity", figures["over_popularity"]),
         **_interval("over_champion", figures["over_champion"]),
+        **_interval("over_champion_pooled", figures["over_champion_pooled"]),
+        "pooled_days": evidence.pooled_days,
         "coverage": evidence.coverage,
+        "failed_checks": "; ".join(evidence.failed_checks) or None,
     }
     info = {
         "version": evidence.version,
@@ -275,7 +285,12 @@ _PROMOTION_SCHEMA: dict[str, Any] = {
     "over_champion": pl.Float64,
     "over_champion_low": pl.Float64,
     "over_champion_high": pl.Float64,
+    "over_champion_pooled": pl.Float64,
+    "over_champion_pooled_low": pl.Float64,
+    "over_champion_pooled_high": pl.Float64,
+    "pooled_days": pl.Int64,
     "coverage": pl.Float64,
+    "failed_checks": pl.String,
 }
 
 

@@ -20,11 +20,11 @@ from recsys_assets.evaluation.measure import (
     popular_lists,
     restricted,
 )
-from recsys_assets.evaluation.metrics import coverage, paired_bootstrap
-from recsys_assets.evaluation.promotion import Evidence
+from recsys_assets.evaluation.metrics import Array, coverage, paired_bootstrap
+from recsys_assets.evaluation.promotion import GATE_LEVEL, Evidence
 from recsys_assets.evaluation.tasks import Task, bought_pairs, prediction_task
 from recsys_assets.models.base import Log
-from recsys_assets.models.hybrid import HybridModel
+from recsys_assets.models.hybrid import HybridModel, Recommendations
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.alignment import in_model_space
 from recsys_assets.storage.artifacts import Artifact, ArtifactError
@@ -159,10 +159,12 @@ def _pooled_rows(
     return metric_rows(together, pooled, split, samples, seed)
 
 
-def gather_evidence(pipeline: Pipeline, found: Sources, champion: dict[str, Any] | None) -> Evidence:
-    """Measures the challenger of a day, and the champion beside it on the same users, on the day neither has seen."""
+def gather_evidence(pipeline: Pipeline, found: Sources) -> Evidence:
+    """Measures the challenger of a day, and the champion beside it on the same users, on days neither has seen."""
     settings = pipeline.settings
     samples, seed = settings.evaluation.bootstrap_samples, settings.training.seed
+    champion = pipeline.champion.read()
+    gone = pipeline.champion.rolled_back().get(found.hybrid.version)
     task = next_day_task(found, pipeline)
     evidence: dict[str, Any] = {
         "day": found.day,
@@ -173,38 +175,120 @@ def gather_evidence(pipeline: Pipeline, found: Sources, champion: dict[str, Any]
         "coverage": 0.0,
         "champion_day": champion["day"] if champion else None,
         "champion_version": champion["version"] if champion else None,
+        "newest_champion_day": max((move["day"] for move in pipeline.champion.timeline()), default=None),
+        "rolled_back": f"on {gone['since'][:10]} ({gone['reason']})" if gone else None,
     }
+    final, _ = load_hybrid(found.hybrid)
     if not len(task):
-        return Evidence(**evidence)
-    lists = model_lists(load_measured(pipeline, found.hybrid), task, _LENGTH)[HYBRID]
-    own = ndcg_per_user(lists, task)
+        return Evidence(**evidence, failed_checks=unsound(final, None))
+    measured = load_measured(pipeline, found.hybrid)
+    shown = measured.recommend(
+        task.history, task.at_ms, _LENGTH, forbidden=(task.forbidden_rows, task.forbidden_items), detail=True
+    )
+    own = ndcg_per_user(shown.items, task)
     popular = ndcg_per_user(popular_lists(found.data.events, task, _LENGTH), task)
     evidence |= {
         "ndcg": float(own.mean()),
         "over_popularity": paired_bootstrap(own - popular, samples, seed),
-        "coverage": coverage(lists[:, :MAIN_CUTOFF], task.history.n_items),
+        "coverage": coverage(shown.items[:, :MAIN_CUTOFF], task.history.n_items),
+        "failed_checks": unsound(final, shown),
     }
-    if champion and champion["day"] < found.day:
-        artifact = pipeline.artifacts.at("hybrid_model", champion["day"], champion["version"])
-        theirs = None
-        if artifact is not None:
-            # A champion that is damaged, or that an older program made, must not hold the way for ever.
-            with contextlib.suppress(ArtifactError):
-                artifact.verify()
-                theirs = ndcg_per_user(_champion_lists(artifact, found.data, task, settings), task)
-        if theirs is not None:
-            evidence |= {
-                "champion_ndcg": float(theirs.mean()),
-                "over_champion": paired_bootstrap(own - theirs, samples, seed),
-            }
+    theirs = _champion_ndcg(pipeline, champion, found, task) if champion else None
+    if theirs is None or champion is None:
+        return Evidence(**evidence)
+    evidence |= {
+        "champion_ndcg": float(theirs.mean()),
+        "over_champion": paired_bootstrap(own - theirs, samples, seed, GATE_LEVEL),
+    }
+    ours, others = [own], [theirs]
+    oldest = max(shift(champion["day"], 1), shift(found.day, 1 - settings.promotion.pooled_days))
+    for earlier in lineage(pipeline, found.hybrid, oldest):
+        start = day_start_ms(earlier.info["day"], settings.calendar.time_zone)
+        end = day_start_ms(shift(earlier.info["day"], 1), settings.calendar.time_zone)
+        before = prediction_task(found.data, start, end, settings)
+        against = _champion_ndcg(pipeline, champion, found, before) if len(before) else None
+        if against is not None:
+            ours.append(ndcg_per_user(model_lists(load_measured(pipeline, earlier), before, _LENGTH)[HYBRID], before))
+            others.append(against)
+    if len(ours) > 1:
+        together, their_all = np.concatenate(ours), np.concatenate(others)
+        evidence |= {
+            "pooled_days": len(ours),
+            "pooled_champion_ndcg": float(their_all.mean()),
+            "over_champion_pooled": paired_bootstrap(together - their_all, samples, seed, GATE_LEVEL),
+        }
     return Evidence(**evidence)
 
 
-def _champion_lists(artifact: Artifact, data: TrainingSet, task: Task, settings: Any) -> Ints:
-    """int32[b, n]: what the champion, as it is served, would have shown, in positions of `data`."""
-    model, model_ids = load_hybrid(artifact)
-    space = in_model_space(data, model_ids)
-    history = space.events.before(task.at_ms).of_users(task.users)
-    forbidden = bought_pairs(history, data.actions, settings)
-    found = model.recommend(history, task.at_ms, _LENGTH, forbidden=forbidden).items
-    return space.to_data(found)
+def lineage(pipeline: Pipeline, hybrid: Artifact, oldest: str) -> Iterator[Artifact]:
+    """The hybrids of the days before, as far back as `oldest`, that this one was updated from, newest first.
+
+    They are earlier states of the same model, and each was measured on a day it had not seen. A full refit ends the
+    line: what an earlier model did is no evidence about one that was learned anew.
+    """
+    while True:
+        day = hybrid.info["day"]
+        before = pipeline.artifacts.sound("hybrid_model", shift(day, -1)) if day > oldest else None
+        if before is None:
+            return
+        members = {
+            name: pipeline.artifacts.at(f"{name}_model", day, version)
+            for name, version in hybrid.info["inputs"]["members"].items()
+        }
+        earlier = before.info["inputs"]["members"]
+        parents = {name: member.info["parent"] for name, member in members.items() if member and member.info["parent"]}
+        if not parents or any(parent["version"] != earlier.get(name) for name, parent in parents.items()):
+            return
+        if any(
+            pipeline.artifacts.at(f"{name}_model", before.info["day"], each) is None for name, each in earlier.items()
+        ):
+            return  # not kept: its state before that day is gone
+        yield before
+        hybrid = before
+
+
+def unsound(model: HybridModel, shown: Recommendations | None) -> tuple[str, ...]:
+    """What is wrong with a model whatever it is compared with: numbers that are none, lists that repeat or are empty.
+
+    Args:
+        model: as it would be served.
+        shown: lists it gave on the unseen day, with the members' contributions; None if nobody is to be shown any.
+    """
+    problems = [
+        f"the member {name} holds numbers that are not finite"
+        for name, member in model.members.items()
+        if any(np.isnan(array).any() for array in member.state()[0].values() if array.dtype.kind == "f")
+    ]
+    if shown is not None:
+        if not np.isfinite(shown.scores).all():
+            problems.append("scores that are not finite")
+        ordered = np.sort(shown.items, axis=1)
+        if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+            problems.append("lists that show an item twice")
+        if empty := int((shown.items[:, :1] < 0).sum()):
+            problems.append(f"empty lists for {empty} of {len(shown.items)} users")
+    return tuple(problems)
+
+
+def _champion_ndcg(pipeline: Pipeline, champion: dict[str, Any], found: Sources, task: Task) -> Array | None:
+    """float64[b] NDCG@10 of the champion on a task; None where it has seen the day or cannot be read.
+
+    On its own day the champion is measured as it was before that day, as the challenger is.
+    """
+    if champion["day"] > found.day:
+        return None
+    artifact = pipeline.artifacts.at("hybrid_model", champion["day"], champion["version"])
+    if artifact is None:
+        return None
+    # A champion that is damaged, or that an older program made, must not hold the way for ever.
+    with contextlib.suppress(ArtifactError):
+        artifact.verify()
+        model, model_ids = load_hybrid(artifact)
+        if champion["day"] == found.day:
+            model = load_measured(pipeline, artifact)
+        space = in_model_space(found.data, model_ids)
+        history = space.events.before(task.at_ms).of_users(task.users)
+        forbidden = bought_pairs(history, found.data.actions, pipeline.settings)
+        lists = space.to_data(model.recommend(history, task.at_ms, _LENGTH, forbidden=forbidden).items)
+        return ndcg_per_user(lists, task)
+    return None

@@ -74,14 +74,14 @@ def coverage(lists: Ints, n_items: int) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval."""
+    """A mean with its interval (95 % unless said otherwise)."""
 
     mean: float
     low: float
     high: float
 
 
-def paired_bootstrap(difference: Array, samples: int = 1000, seed: int = 0) -> Interval:
+def paired_bootstrap(difference: Array, samples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
     """Percentile bootstrap over users of the mean of a paired per-user difference (Efron & Tibshirani 1993)."""
     n = len(difference)
     if n == 0:
@@ -91,7 +91,7 @@ def paired_bootstrap(difference: Array, samples: int = 1000, seed: int = 0) -> I
     for start in range(0, samples, 64):  # 64 resamples at a time keep memory small at a million users
         size = min(64, samples - start)
         means[start : start + size] = difference[rng.integers(0, n, (size, n))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.mean(difference)), float(low), float(high))
 
 

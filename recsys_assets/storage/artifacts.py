@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys_assets.storage import files
+from recsys_assets.storage.environment import environment
 
 MANIFEST = "manifest.json"
 _POINTER = "current.json"
@@ -48,13 +50,18 @@ class Artifact:
     version: str
     info: dict[str, Any]
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """{"asset", "day", "version", "info", "environment", "files": name -> {"sha256", "bytes"}}."""
+        return _json(self.path / MANIFEST)
+
     def verify(self) -> None:
         """Compares every file with the manifest.
 
         Raises:
             ArtifactError: naming the first file that is missing or differs.
         """
-        for name, expected in _json(self.path / MANIFEST)["files"].items():
+        for name, expected in self.manifest["files"].items():
             file = self.path / name
             if not file.is_file() or files.sha256(file) != expected["sha256"]:
                 raise ArtifactError(
@@ -107,6 +114,16 @@ class Artifacts:
         artifact.verify()
         return artifact
 
+    def remove(self, asset: str, day: str, version: str) -> None:
+        """Deletes a version, and before it the pointer if that names it. To be called under `lock`."""
+        folder = self.root / asset / day
+        pointer = folder / _POINTER
+        if pointer.exists() and _json(pointer)["version"] == version:
+            pointer.unlink()
+        files.remove_folder(folder / version)
+        with contextlib.suppress(OSError):  # other versions are in it
+            folder.rmdir()
+
     def days(self, asset: str) -> list[str]:
         """The days that have an artifact, in order."""
         folder = self.root / asset
@@ -114,15 +131,24 @@ class Artifacts:
             return []
         return sorted(path.name for path in folder.iterdir() if (path / _POINTER).exists())
 
+    def versions(self, asset: str, day: str) -> list[str]:
+        """Every version of a day that has a manifest, present or superseded, in order."""
+        return sorted(path.parent.name for path in (self.root / asset / day).glob(f"[!.]*/{MANIFEST}"))
+
+    def lock(self) -> filelock.BaseFileLock:
+        """Held while a folder is named and the pointer moves, and while versions are pruned: neither meets the other
+        half-way. The operating system drops it with its process."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(self.root / "artifacts.lock")
+
     @contextlib.contextmanager
-    def publish(
-        self, asset: str, day: str, version: str, info: dict[str, Any], keep: frozenset[str] = frozenset()
-    ) -> Iterator[Path]:
+    def publish(self, asset: str, day: str, version: str, info: dict[str, Any]) -> Iterator[Path]:
         """Yields an empty folder to fill; when the block ends well it becomes the day's artifact.
+
+        The version it supersedes stays until it is pruned (trust/retention.py): a champion may be made of it.
 
         Args:
             info: JSON-able facts stored in the manifest; may still be filled inside the block.
-            keep: versions of this day, besides the new one, that must stay (the champion's). Others go.
         """
         folder = self.root / asset / day
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,20 +165,25 @@ class Artifacts:
                     "sha256": files.sha256(path),
                     "bytes": path.stat().st_size,
                 }
-            manifest = {"asset": asset, "day": day, "version": version, "info": info, "files": listed}
+            manifest = {
+                "asset": asset,
+                "day": day,
+                "version": version,
+                "info": info,
+                "environment": environment(),
+                "files": listed,
+            }
             files.write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
             target = folder / version
-            if target.exists():  # an equal version, damaged or rebuilt by hand: the new copy takes its place
-                os.replace(target, aside)
-            os.replace(temporary, target)
-            files.fsync(folder)
-            files.write_bytes(folder / _POINTER, json.dumps({"version": version}).encode())
+            with self.lock():
+                if target.exists():  # an equal version, damaged or rebuilt by hand: the new copy takes its place
+                    os.replace(target, aside)
+                os.replace(temporary, target)
+                files.fsync(folder)
+                files.write_bytes(folder / _POINTER, json.dumps({"version": version}).encode())
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
-        for path in folder.iterdir():
-            if path.is_dir() and path.name not in keep | {version} and not path.name.startswith(".tmp-"):
-                files.remove_folder(path)
 
 
 def _json(path: Path) -> dict[str, Any]:

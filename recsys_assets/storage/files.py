@@ -5,11 +5,13 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"^\.tmp-(\d+)-")
+_ABANDONED_SECONDS = 86_400
 
 
 def temporary_name() -> str:
@@ -57,13 +59,24 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes temporary files and folders whose process is gone (killed, or the machine went down)."""
+    """Deletes temporary files and folders whose process is gone (killed, or the machine went down).
+
+    After a day also those whose process number is in use: another process has it by then (runs end after six hours).
+    """
     for entry in os.scandir(folder):
-        if (match := _TEMPORARY.match(entry.name)) and not _alive(int(match[1])):
+        match = _TEMPORARY.match(entry.name)
+        if match and (not _alive(int(match[1])) or _age(entry) > _ABANDONED_SECONDS):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 Path(entry.path).unlink(missing_ok=True)
+
+
+def _age(entry: os.DirEntry[str]) -> float:
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _alive(pid: int) -> bool:

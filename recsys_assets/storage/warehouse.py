@@ -26,6 +26,8 @@ _VIEWS = {
     "rejected_events": ("interactions", "day, source_key, record, reason, detail, excerpt"),
     "metrics": ("evaluation", "*"),
     "promotions": ("promotion", "*"),
+    "champions": ("promotion", "since, event, day, version, reason, previous"),
+    "retention": ("retention", "*"),
     "recommendations": ("recommendations", "*"),
     "similar_items": ("similar_items", "*"),
 }
@@ -47,6 +49,12 @@ def view_sql(view: str, root: Path) -> str:
         f"(SELECT parse_filename(filename, true)::DATE AS day, * EXCLUDE (filename) "
         f"FROM read_parquet({_quoted(root / table / '*.parquet')}, filename=true, union_by_name=true))"
     )
+    if view == "champions":  # one small file: the pointer's timeline
+        source = (
+            f"(SELECT unnest(timeline, recursive := true) FROM read_json({_quoted(root / 'champion.json')}, "
+            "columns={timeline: 'STRUCT(since TIMESTAMPTZ, event VARCHAR, \"day\" DATE, version VARCHAR, "
+            "reason VARCHAR, previous JSON)[]'}))"
+        )
     if view == "raw_events":  # a record a row; an object that is no sound array is one row
         source = (
             "(SELECT *, generate_subscripts(bodies, 1) - 1 AS record, unnest(bodies) AS body FROM (SELECT *, "
@@ -79,6 +87,8 @@ class Warehouse:
         # A database that was deleted, or made for the first time, gets the views of everything that is there.
         tables = {table} if created else {table, *(path.parent.name for path in self.root.glob("*/*.parquet"))}
         wanted = {view: view_sql(view, self.root) for view, (source, _) in _VIEWS.items() if source in tables}
+        if not (self.root / "champion.json").exists():
+            wanted.pop("champions", None)
         if all(created.get(view) == sql for view, sql in wanted.items()):
             return
         self.root.mkdir(parents=True, exist_ok=True)

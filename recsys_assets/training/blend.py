@@ -74,9 +74,7 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         "seconds": round(time.monotonic() - started, 2),
     }
     version = version_of(inputs=inputs, weights=weights)
-    champion = pipeline.champion.read()
-    keep = frozenset({champion["version"]}) if champion and champion["day"] == day else frozenset()
-    with pipeline.artifacts.publish("hybrid_model", day, version, info, keep) as folder:
+    with pipeline.artifacts.publish("hybrid_model", day, version, info) as folder:
         for name, artifact in found.items():
             link_tree(artifact.path / "final", folder / "members" / name)
         for name in ("items.parquet", "categories.parquet", "actions.parquet"):

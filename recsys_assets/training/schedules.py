@@ -26,6 +26,11 @@ train = dg.define_asset_job(
     dg.AssetSelection.groups("training", "models", "evaluation", "serving"),
     description="Everything from the training set to the recommendations of a day.",
 )
+lists = dg.define_asset_job(
+    "lists",
+    dg.AssetSelection.assets("recommendations", "similar_items"),
+    description="The champion's lists of a day: what `recsys rollback` makes anew.",
+)
 
 FULL_REFIT: dict[str, Any] = {"ops": {f"{name}_model": {"config": {"full_refit": True}} for name in MEMBERS}}
 

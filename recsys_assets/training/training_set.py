@@ -57,6 +57,7 @@ def merge_day(pipeline: Pipeline, day: str, frozen: holdout.Holdout | None) -> t
     missing = [each for each in _days_between(first, day) if each not in present]
     info: dict[str, Any] = {
         "version": version,
+        "inputs": inputs,
         "holdout": inputs["holdout"],
         "end_ms": day_start_ms(shift(day, 1), settings.calendar.time_zone),
         "missing_days": missing,

@@ -1,4 +1,6 @@
-import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,11 @@ import pytest
 
 from recsys_assets.models import MEMBERS
 from recsys_assets.pipeline import Pipeline
-from recsys_assets.storage.artifacts import link_tree, load_state
+from recsys_assets.storage.artifacts import Artifact, link_tree, load_state, save_state
+from recsys_assets.training import members
 from recsys_assets.training.blend import load_measured
+from recsys_assets.training.events import TrainingSet
+from recsys_assets.training.schedules import FULL_REFIT
 from recsys_assets_tests.graph import DAYS, TRAIN, TRAINED, Ran, changed, copy_home, fill, make_home, run
 
 FIRST, SECOND = TRAINED
@@ -117,7 +122,8 @@ def test_other_rules_decide_again(home: Pipeline) -> None:
     dethrone(home)
     strict = changed(home, promotion={"min_coverage": 1.0})
     assert (
-        "of the catalogue, below 100.0%" in run(strict, ["promotion"], [SECOND]).metadata("promotion", SECOND)["reason"]
+        "of the catalogue, below 100.00%"
+        in run(strict, ["promotion"], [SECOND]).metadata("promotion", SECOND)["reason"]
     )
     assert champion(strict)["day"] == FIRST
     assert run(strict, ["promotion"], [SECOND]).metadata("promotion", SECOND)["unchanged"] is True
@@ -160,8 +166,7 @@ def test_the_champion_stays_servable_when_its_day_is_built_again(home: Pipeline)
 
 
 def test_a_champion_whose_files_are_gone(home: Pipeline) -> None:
-    pointer = json.loads(home.champion.path.read_text())
-    home.champion.path.write_text(json.dumps({**pointer, "version": "gone"}))
+    home.champion.move(SECOND, "gone", "for the test")
     home.tables.path("recommendations", SECOND).unlink()
     said = run(home, ["recommendations"], [SECOND], must=False).said()
     assert f"the champion's files ({SECOND}, gone) are gone. Materialize hybrid_model, evaluation and promotion" in said
@@ -184,3 +189,79 @@ def test_a_day_without_any_event_after_a_champion(home: Pipeline) -> None:
     assert "nobody did anything on the unseen day" in decision(cheap, day)["reason"]
     assert champion(cheap)["day"] == SECOND
     assert cheap.tables.read("recommendations", day).height > 0
+
+
+def republish(pipeline: Pipeline, day: str, harm: Callable[[np.ndarray], np.ndarray]) -> None:
+    """All members of a day as versions of their own, with every array of real numbers changed by `harm`."""
+    for name in MEMBERS:
+        good = pipeline.artifacts.need(f"{name}_model", day)
+        with pipeline.artifacts.publish(f"{name}_model", day, "sabotaged", good.info) as folder:
+            for state in ("test", "final"):
+                arrays, params = load_state(good.path / state)
+                save_state(
+                    folder / state, {k: harm(a) if a.dtype.kind == "f" else a for k, a in arrays.items()}, params
+                )
+
+
+def random_numbers(array: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(array.size).random(array.shape).astype(array.dtype)
+
+
+@pytest.mark.parametrize("own_day", [False, True])
+def test_random_factors_are_refused(home: Pipeline, own_day: bool) -> None:
+    """Against the champion of the day before, and against the champion of this very day."""
+    if not own_day:
+        dethrone(home)
+    before = champion(home)
+    republish(home, SECOND, random_numbers)
+    found = run(home, ["hybrid_model", "evaluation", "promotion"], [SECOND]).metadata("promotion", SECOND)
+    assert found["promoted"] is False
+    assert "is not above popularity's" in found["reason"]
+    assert found["ndcg@10 over champion"] < -0.05, "the champion is measured beside it on its own day too"
+    assert champion(home) == before
+    home.artifacts.need("hybrid_model", SECOND)
+
+
+def test_shuffled_labels_are_refused(home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    dethrone(home)
+    real = members.read_training_set
+
+    def shuffled(artifact: Artifact) -> TrainingSet:
+        data = real(artifact)
+        events = data.events
+        items = np.random.default_rng(1).integers(0, events.n_items, len(events)).astype(np.int32)
+        return replace(data, events=replace(events, item=items))
+
+    monkeypatch.setattr(members, "read_training_set", shuffled)
+    for name in MEMBERS:  # equal inputs: without this those that are always learned anew would stay as they are
+        shutil.rmtree(home.settings.store / f"{name}_model" / SECOND)
+    run(home, [f"{name}_model" for name in MEMBERS], [SECOND], config=FULL_REFIT)
+    monkeypatch.undo()
+    found = run(home, ["hybrid_model", "evaluation", "promotion"], [SECOND]).metadata("promotion", SECOND)
+    assert found["promoted"] is False
+    assert "is not above popularity's" in found["reason"] or "worse than the champion by more" in found["reason"]
+    assert champion(home)["day"] == FIRST
+
+
+def test_numbers_that_are_none_are_refused(home: Pipeline) -> None:
+    dethrone(home)
+    republish(home, SECOND, lambda array: np.where(array == array.max(initial=0), np.nan, array).astype(array.dtype))
+    found = run(home, ["hybrid_model", "evaluation", "promotion"], [SECOND]).metadata("promotion", SECOND)
+    assert found["promoted"] is False
+    assert found["reason"].startswith("its own checks failed: ")
+    assert "the member popularity holds numbers that are not finite" in found["reason"]
+    assert champion(home)["day"] == FIRST
+
+
+def test_the_days_since_the_champion_are_compared_together(home: Pipeline) -> None:
+    """Two days after the champion, in one line of updates."""
+    dethrone(home)
+    strict = changed(home, promotion={"min_coverage": 1.0}, sequence={"max_tokens": 1000})
+    run(strict, TRAIN, [SECOND])
+    assert champion(strict)["day"] == FIRST
+    run(changed(home, sequence={"max_tokens": 1000}), [name for name in TRAIN if name != "recommendations"], DAYS[7:])
+    row = decision(home, DAYS[7])
+    assert row["champion_day"] == FIRST
+    assert row["pooled_days"] == 2
+    assert row["over_champion_pooled_low"] < row["over_champion_pooled"] < row["over_champion_pooled_high"]
+    assert row["over_champion_pooled"] != row["over_champion"]

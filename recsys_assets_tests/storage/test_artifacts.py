@@ -15,17 +15,16 @@ from recsys_assets.storage.artifacts import (
     save_state,
     version_of,
 )
+from recsys_assets.storage.environment import environment
 from recsys_assets_tests.graph import contents, snapshot
 from recsys_assets_tests.storage.test_files import dead_pid
 
 DAY = "2025-11-01"
 
 
-def publish(
-    store: Artifacts, version: str = "v1", text: str = "one", keep: frozenset[str] = frozenset(), day: str = DAY
-) -> None:
+def publish(store: Artifacts, version: str = "v1", text: str = "one", day: str = DAY) -> None:
     info = {"n": 1}
-    with store.publish("model", day, version, info, keep) as folder:
+    with store.publish("model", day, version, info) as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "a.txt").write_text(text)
         (folder / "b.txt").write_text("b")
@@ -44,6 +43,7 @@ def test_a_published_artifact_is_found_and_verifies(tmp_path: Path) -> None:
     manifest = json.loads((artifact.path / "manifest.json").read_text())
     assert set(manifest["files"]) == {"deep/a.txt", "b.txt"}
     assert (manifest["asset"], manifest["day"], manifest["version"]) == ("model", DAY, "v1")
+    assert manifest["environment"] == environment()
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -56,23 +56,27 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         store.need("model", DAY)
 
 
-def test_a_newer_version_takes_the_place_of_the_older(tmp_path: Path) -> None:
+def test_a_newer_version_takes_the_place_of_the_older_which_stays(tmp_path: Path) -> None:
     store = Artifacts(tmp_path)
     publish(store, "v1", "one")
     publish(store, "v2", "two")
     assert (store.need("model", DAY).path / "deep/a.txt").read_text() == "two"
-    assert store.at("model", DAY, "v1") is None
-    assert sorted(os.listdir(tmp_path / "model" / DAY)) == ["current.json", "v2"]
-
-
-def test_the_champions_version_stays(tmp_path: Path) -> None:
-    store = Artifacts(tmp_path)
-    publish(store, "v1", "one")
-    publish(store, "v2", "two", keep=frozenset({"v1"}))
     old = store.at("model", DAY, "v1")
     assert old is not None
     old.verify()
+    assert store.versions("model", DAY) == ["v1", "v2"]
+
+
+def test_a_version_is_removed_with_its_pointer(tmp_path: Path) -> None:
+    store = Artifacts(tmp_path)
+    publish(store, "v1", "one")
+    publish(store, "v2", "two")
+    store.remove("model", DAY, "v1")
     assert store.need("model", DAY).version == "v2"
+    assert store.at("model", DAY, "v1") is None
+    store.remove("model", DAY, "v2")
+    assert store.current("model", DAY) is None
+    assert not (tmp_path / "model" / DAY).exists()
 
 
 def test_a_failed_publish_leaves_everything_as_it_was(tmp_path: Path) -> None:

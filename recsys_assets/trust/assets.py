@@ -1,0 +1,83 @@
+"""What is kept of the days that were trained: decided after each promotion."""
+
+import dagster as dg
+import polars as pl
+
+from recsys_assets import reporting
+from recsys_assets.partitions import daily
+from recsys_assets.pipeline import Pipeline, explained_failures
+from recsys_assets.trust.retention import prune
+
+CODE_VERSION = "1"
+_SCHEMA = {
+    "asset": pl.String,
+    "of_day": pl.String,
+    "version": pl.String,
+    "bytes": pl.Int64,
+    "pruned": pl.Boolean,
+    "reason": pl.String,
+}
+
+
+@dg.asset(
+    partitions_def=daily,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    deps=["promotion"],
+    group_name="evaluation",
+    kinds={"parquet"},
+    owners=reporting.OWNERS,
+    code_version=CODE_VERSION,
+    description=(
+        "Which versions of training sets and models stay and which were pruned, each with the reason: the newest days, "
+        "one a month, and the champions with all they were made of (settings `retention`)."
+    ),
+    metadata={
+        "dagster/table_name": "retention",
+        "dagster/column_schema": reporting.schema(
+            {
+                "day": ("DATE", "partition: the newest day of the run that decided"),
+                "asset": ("VARCHAR", "training_set, a member or hybrid_model"),
+                "of_day": ("VARCHAR", "the day of the version"),
+                "version": ("VARCHAR", "which of that day's versions"),
+                "bytes": ("BIGINT", "of its files; some are shared with other versions"),
+                "pruned": ("BOOLEAN", "it was deleted"),
+                "reason": ("VARCHAR", "why it stays; null where it was deleted"),
+            }
+        ),
+    },
+)
+def retention(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    with explained_failures(pipeline):
+        verdicts, gained = prune(pipeline)
+        pruned = [verdict for verdict in verdicts if verdict.stays is None]
+        for verdict in pruned:
+            context.log.info(f"pruned {verdict.made.asset} of {verdict.made.day}, version {verdict.made.version}")
+        rows = [
+            {
+                "asset": verdict.made.asset,
+                "of_day": verdict.made.day,
+                "version": verdict.made.version,
+                "bytes": verdict.bytes,
+                "pruned": verdict.stays is None,
+                "reason": verdict.stays,
+            }
+            for verdict in verdicts
+        ]
+        newest = max(context.partition_keys)
+        for day in context.partition_keys:  # a run decides once, whatever the number of its days
+            frame = pl.DataFrame(rows if day == newest else [], schema=_SCHEMA)
+            pipeline.tables.publish_frame("retention", day, frame, {"rows": len(frame)})
+            context.add_asset_metadata({"dagster/partition_row_count": len(frame)}, partition_key=day)
+        pipeline.warehouse.ensure_views("retention", context.log.warning)
+        context.add_asset_metadata(
+            {
+                "versions kept": len(verdicts) - len(pruned),
+                "versions pruned": len(pruned),
+                "bytes freed": gained,
+                "pruned": reporting.table(
+                    [row for row in rows if row["pruned"]][:50], ["asset", "of_day", "version", "bytes"]
+                ),
+            },
+            partition_key=newest,
+        )
+    return dg.MaterializeResult()

@@ -1,0 +1,107 @@
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+from click.testing import CliRunner
+
+from recsys_assets.cli import main
+from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.trust.champion import roll_back, timeline_lines
+from recsys_assets_tests.graph import DAYS, TRAINED, copy_home, make_home, run
+
+FIRST, SECOND = TRAINED
+
+
+@pytest.fixture
+def home(trained_home: Pipeline, tmp_path: Path) -> Pipeline:
+    return copy_home(trained_home, tmp_path / "home")
+
+
+def version(pipeline: Pipeline, day: str) -> str:
+    return pipeline.artifacts.need("hybrid_model", day).version
+
+
+def test_rollback_restores_the_earlier_lists_byte_for_byte(home: Pipeline) -> None:
+    """The lists that each of two champions gave for one and the same day."""
+    lists, champions = home.tables.path("recommendations", SECOND), home.champion.path.read_bytes()
+    of_second = lists.read_bytes()
+    home.champion.path.unlink()
+    home.champion.move(FIRST, version(home, FIRST), "as it was before the second day")
+    run(home, ["recommendations", "similar_items"], [SECOND])
+    of_first, similar = lists.read_bytes(), home.tables.path("similar_items", SECOND).read_bytes()
+    assert of_first != of_second
+    home.champion.path.write_bytes(champions)
+    run(home, ["recommendations", "similar_items"], [SECOND])
+    assert lists.read_bytes() == of_second
+
+    moved = roll_back(home, None, "the second was bad")
+    assert (moved["from"]["day"], moved["to"]["day"]) == (SECOND, FIRST)
+    run(home, ["recommendations", "similar_items"], [SECOND])
+    assert lists.read_bytes() == of_first
+    assert home.tables.path("similar_items", SECOND).read_bytes() == similar
+
+
+def test_what_was_rolled_back_is_not_promoted_again_by_itself(home: Pipeline) -> None:
+    roll_back(home, FIRST, "the second was bad")
+    found = run(home, ["promotion"], TRAINED).metadata("promotion", SECOND)
+    assert found["promoted"] is False
+    assert "was rolled back on" in found["reason"]
+    assert "(the second was bad)" in found["reason"]
+    champion = home.champion.read()
+    assert champion is not None
+    assert champion["day"] == FIRST
+    assert run(home, ["promotion"], [SECOND]).metadata("promotion", SECOND)["unchanged"] is True
+
+    roll_back(home, SECOND, "it was not")
+    assert not home.champion.rolled_back()
+    assert [move["event"] for move in home.champion.timeline()] == ["promoted", "promoted", *["rolled back"] * 2]
+
+
+def test_rollbacks_that_are_refused(home: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no champion to roll back"):
+        roll_back(make_home(tmp_path / "empty"), None, "why")
+    with pytest.raises(InputError, match="say why"):
+        roll_back(home, None, " ")
+    with pytest.raises(InputError, match=f"no other champion was of {DAYS[0]}; there were those of {FIRST}$"):
+        roll_back(home, DAYS[0], "why")
+    before = home.champion.path.read_bytes()
+    kept = home.artifacts.need("hybrid_model", FIRST).path
+    (kept / "items.parquet").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match=r"items\.parquet is missing or not what was published"):
+        roll_back(home, None, "why")
+    shutil.rmtree(kept)
+    with pytest.raises(ArtifactError, match=rf"the files of the champion of {FIRST} .* are gone"):
+        roll_back(home, None, "why")
+    assert home.champion.path.read_bytes() == before
+    home.champion.path.unlink()
+    home.champion.move(FIRST, "only", "first")
+    with pytest.raises(InputError, match="is the first champion"):
+        roll_back(home, None, "why")
+
+
+def test_the_timeline_tells_everything(home: Pipeline) -> None:
+    roll_back(home, None, "the second was bad")
+    run(home, ["promotion"], [SECOND])
+    lines = "\n".join(timeline_lines(home))
+    for part in (f"rolled back  {FIRST}", "the second was bad", f"refused      {SECOND}", "the first champion: NDCG"):
+        assert part in lines
+    assert lines.index("refused") < lines.index("the second was bad") < lines.index("not worse than the champion")
+    with duckdb.connect(home.warehouse.path, read_only=True) as connection:
+        rows = connection.execute("SELECT event, day::VARCHAR, reason FROM champions").fetchall()
+    assert [row[:2] for row in rows] == [("promoted", FIRST), ("promoted", SECOND), ("rolled back", FIRST)]
+    assert rows[-1][2] == "the second was bad"
+
+
+def test_the_verbs(home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RECSYS_HOME", "DAGSTER_HOME"):
+        monkeypatch.setenv(name, "")
+    place = ["--home", str(home.settings.home)]
+    assert CliRunner().invoke(main, [*place, "rollback"]).exit_code == 2, "no reason, no rollback"
+    done = CliRunner().invoke(main, [*place, "rollback", "--reason", "too many sofas"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert f"the champion is the model of {FIRST}" in done.output
+    assert home.tables.read("recommendations", SECOND)["model_day"].unique().to_list() == [FIRST]
+    done = CliRunner().invoke(main, [*place, "champion"], catch_exceptions=False)
+    assert "too many sofas" in done.output
