@@ -13,6 +13,7 @@ from recsys_assets.pipeline import Pipeline
 from recsys_assets_tests.graph import DAYS, INGEST, SHOP, fill, run
 
 CRASH_DAYS = DAYS[:3]
+SEEDS = 3  # of the shops whose logs take turns
 ASSETS = [*INGEST, "training_set", "popularity_model", "transition_model"]
 
 
@@ -22,7 +23,7 @@ def work(home: Path, number: int) -> None:
     pipeline = Pipeline.open(home)
     while True:
         number += 1
-        fill(pipeline, CRASH_DAYS, replace(SHOP, seed=number % 5))
+        fill(pipeline, CRASH_DAYS, replace(SHOP, seed=number % SEEDS))
         run(pipeline, ASSETS, CRASH_DAYS)
 
 

@@ -1,3 +1,6 @@
+"""Kills at random moments of ingest and training. CRASH_ROUNDS=60 makes so many."""
+
+import hashlib
 import json
 import os
 import random
@@ -5,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -13,10 +17,10 @@ import pytest
 
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage.artifacts import Artifact, ArtifactError
-from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS
-from recsys_assets_tests.graph import fill, make_home, run
+from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS
+from recsys_assets_tests.graph import INGEST, SHOP, fill, make_home, run
 
-ROUNDS = 10
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "10"))
 
 
 def assert_whole(pipeline: Pipeline) -> int:
@@ -46,7 +50,33 @@ def assert_whole(pipeline: Pipeline) -> int:
     return found
 
 
-def test_a_kill_at_any_moment_loses_nothing_that_was_there(tmp_path: Path) -> None:
+def digests(pipeline: Pipeline) -> dict[tuple[str, str], str]:
+    """(table, day) -> what stands in the partition, without the moments at which it was made."""
+    return {
+        (table, day): hashlib.sha256(
+            repr(pipeline.tables.read(table, day, columns).rows()).encode(),
+        ).hexdigest()
+        for table, columns in (("raw_events", ["key", "content"]), ("interactions", None))
+        for day in pipeline.tables.days(table)
+    }
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[tuple[str, str], str]]:
+    """What each partition may hold: all of one of the worker's logs, and nothing of another."""
+    found: set[tuple[tuple[str, str], str]] = set()
+    for seed in range(SEEDS):
+        pipeline = make_home(tmp_path_factory.mktemp("world"))
+        fill(pipeline, CRASH_DAYS, replace(SHOP, seed=seed))
+        run(pipeline, INGEST, CRASH_DAYS)
+        found |= digests(pipeline).items()
+    assert len(found) == SEEDS * len(INGEST) * len(CRASH_DAYS), "the worlds differ"
+    return found
+
+
+def test_a_kill_at_any_moment_loses_nothing_that_was_there(
+    tmp_path: Path, worlds: set[tuple[tuple[str, str], str]]
+) -> None:
     pipeline = make_home(tmp_path, holdout={"users_share": 0.2, "min_users": 2})
     fill(pipeline, CRASH_DAYS)
     run(pipeline, ASSETS, CRASH_DAYS)
@@ -75,6 +105,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_there(tmp_path: Path) -> No
                 os.kill(pid, signal.SIGKILL)
                 assert int(worker.stdout.readline()) == -signal.SIGKILL
                 assert assert_whole(pipeline) == expected, "no partition vanished"
+                assert digests(pipeline).items() <= worlds, "a partition is a mix"
                 leftovers += len(list(pipeline.settings.store.rglob(".tmp-*")))
         finally:
             worker.kill()
