@@ -78,7 +78,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_there(
     tmp_path: Path, worlds: set[tuple[tuple[str, str], str]]
 ) -> None:
     pipeline = make_home(tmp_path, holdout={"users_share": 0.2, "min_users": 2})
-    fill(pipeline, CRASH_DAYS)
+    fill(pipeline, CRASH_DAYS, replace(SHOP, seed=0))
     run(pipeline, ASSETS, CRASH_DAYS)
     expected = assert_whole(pipeline)
     assert expected == len(ASSETS) * len(CRASH_DAYS)
@@ -110,7 +110,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_there(
         finally:
             worker.kill()
             worker.communicate()
-    fill(pipeline, CRASH_DAYS)
+    fill(pipeline, CRASH_DAYS, replace(SHOP, seed=0))
     ran = run(pipeline, ASSETS, CRASH_DAYS)
     assert ran.checks()["every_record_accounted_for"]
     assert assert_whole(pipeline) == expected
