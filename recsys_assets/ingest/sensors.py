@@ -25,6 +25,7 @@ from recsys_assets.storage.bucket import BucketError
 
 DAY_TAG = "recsys/day"
 FINGERPRINT_TAG = "recsys/fingerprint"
+RUN_KEY_TAG = "dagster/run_key"
 FINGERPRINT = "fingerprint"  # the metadata entry on interactions
 
 INTERACTIONS = dg.AssetKey("interactions")
@@ -46,8 +47,8 @@ class SeenDay:
         fingerprint: of the objects listed now.
         newest: newest LastModified among them; None for a day without objects.
         materialized: fingerprint on the day's last materialization; None if there was none.
-        asked: runs ever asked for with this very fingerprint.
-        fruitless: those of them that ended since the day's last materialization: they failed, or what they read was
+        asked: the next attempt for this very fingerprint: one more than that of any run that was asked for.
+        fruitless: those runs that ended since the day's last materialization: they failed, or what they read was
             not what is listed. (A day that goes from A to B and back to A is asked for again: its first run is older.)
         in_flight: such a run waits or runs now.
         recent: the day lies in the window.
@@ -151,13 +152,18 @@ def _last_materializations(instance: dg.DagsterInstance, days: list[str]) -> dic
 
 
 def _runs_for(instance: dg.DagsterInstance, day: str, fingerprint: str, since: float) -> tuple[int, int, bool]:
-    """Runs asked for with this fingerprint, those that ended since a moment, and whether one is under way."""
+    """The next attempt for this fingerprint, the runs of earlier ones that ended since a moment, and whether one is
+    under way."""
     records = instance.get_run_records(dg.RunsFilter(tags={DAY_TAG: day, FINGERPRINT_TAG: fingerprint}))
     # A retry by Dagster itself carries its parent's tags: it belongs to the same attempt.
     asked = [record for record in records if record.dagster_run.parent_run_id is None]
     fruitless = [record for record in asked if (record.end_time or 0) >= since and record.end_time]
     in_flight = any(record.dagster_run.status in _UNFINISHED for record in records)
-    return len(asked), len(fruitless), in_flight
+    # Not their number: where someone deleted a run, it would be the attempt of one that is there, and a run key that
+    # Dagster knows is passed over without a word.
+    attempts = (str(record.dagster_run.tags.get(RUN_KEY_TAG, "")).rpartition(":")[2] for record in asked)
+    following = max([len(asked), *(int(attempt) + 1 for attempt in attempts if attempt.isdecimal())])
+    return following, len(fruitless), in_flight
 
 
 def look(

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_assets.days import shift, today
-from recsys_assets.ingest.sensors import DAY_TAG, FINGERPRINT_TAG, SeenDay, decide, new_log_prefixes, window
+from recsys_assets.ingest.sensors import (
+    DAY_TAG,
+    FINGERPRINT_TAG,
+    RUN_KEY_TAG,
+    SeenDay,
+    decide,
+    new_log_prefixes,
+    window,
+)
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import BucketSettings, IngestSettings
 from recsys_assets_tests.graph import INGEST, make_home, run
@@ -223,6 +231,24 @@ def test_a_failed_run_is_asked_for_again_and_then_given_up(shop: Shop) -> None:
     shop.put(folder(YESTERDAY) + "b.json", "b")  # other content: a fresh start
     assert shop.serve_all() == [YESTERDAY]
     assert shop.serve_all() == []
+
+
+def test_a_deleted_run_neither_repeats_a_run_key_nor_stops_the_day(shop: Shop) -> None:
+    shop.put(folder(YESTERDAY) + "a.json")
+    store = shop.pipeline.settings.store
+    store.parent.mkdir(exist_ok=True)
+    store.write_text("no folder: every run fails")
+    (first,), _ = shop.tick()
+    assert not shop.serve(first)
+    (second,), _ = shop.tick()
+    assert not shop.serve(second)
+    (oldest,) = shop.instance.get_run_records(dg.RunsFilter(tags={RUN_KEY_TAG: str(first.run_key)}))
+    shop.instance.delete_run(oldest.dagster_run.run_id)
+    (third,), _ = shop.tick()
+    assert third.run_key not in (first.run_key, second.run_key), "Dagster would pass it over without a word"
+    store.unlink()
+    assert shop.serve(third)
+    assert shop.days() == []
 
 
 def test_a_run_in_flight_is_not_asked_for_twice(shop: Shop) -> None:
