@@ -173,17 +173,31 @@ class Artifacts:
                 "environment": environment(),
                 "files": listed,
             }
-            files.write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+            text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            files.write_bytes(temporary / MANIFEST, text)
             target = folder / version
             with self.lock():
-                if target.exists():  # an equal version, damaged or rebuilt by hand: the new copy takes its place
-                    os.replace(target, aside)
-                os.replace(temporary, target)
-                files.fsync(folder)
+                if not _holds(target, text):
+                    if target.exists():  # an equal version, damaged or rebuilt by hand: the new copy takes its place
+                        os.replace(target, aside)
+                    os.replace(temporary, target)
+                    files.fsync(folder)
                 files.write_bytes(folder / _POINTER, json.dumps({"version": version}).encode())
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _holds(folder: Path, manifest: bytes) -> bool:
+    """Whether the very same stands there already: then no kill can meet the moment in which it is replaced."""
+    path = folder / MANIFEST
+    if not path.is_file() or path.read_bytes() != manifest:
+        return False
+    try:
+        Artifact(folder, folder.name, {}).verify()
+    except ArtifactError:
+        return False
+    return True
 
 
 def _json(path: Path) -> dict[str, Any]:

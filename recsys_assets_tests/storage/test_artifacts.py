@@ -67,6 +67,18 @@ def test_a_newer_version_takes_the_place_of_the_older_which_stays(tmp_path: Path
     assert store.versions("model", DAY) == ["v1", "v2"]
 
 
+def test_the_same_version_again_moves_the_pointer_and_nothing_else(tmp_path: Path) -> None:
+    store = Artifacts(tmp_path)
+    publish(store, "v1", "one")
+    before = snapshot(tmp_path / "model" / DAY / "v1")
+    publish(store, "v2", "two")
+    publish(store, "v1", "one")
+    assert store.need("model", DAY).version == "v1"
+    assert snapshot(tmp_path / "model" / DAY / "v1") == before, "no moment in which a champion's files are gone"
+    publish(store, "v1", "made otherwise")
+    assert (store.need("model", DAY).path / "deep/a.txt").read_text() == "made otherwise"
+
+
 def test_a_version_is_removed_with_its_pointer(tmp_path: Path) -> None:
     store = Artifacts(tmp_path)
     publish(store, "v1", "one")
