@@ -52,7 +52,7 @@ def view_sql(view: str, root: Path) -> str:
     if view == "champions":  # one small file: the pointer's timeline
         source = (
             f"(SELECT unnest(timeline, recursive := true) FROM read_json({_quoted(root / 'champion.json')}, "
-            "columns={timeline: 'STRUCT(since TIMESTAMPTZ, event VARCHAR, \"day\" DATE, version VARCHAR, "
+            'columns={timeline: \'STRUCT(since TIMESTAMPTZ, event VARCHAR, "day" DATE, version VARCHAR, '
             "reason VARCHAR, previous JSON)[]'}))"
         )
     if view == "raw_events":  # a record a row; an object that is no sound array is one row
@@ -66,7 +66,12 @@ def view_sql(view: str, root: Path) -> str:
 
 
 def scratch(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB in memory that spills into `folder`: the current one need be neither ours nor writable."""
+    """A DuckDB in memory that spills into `folder`: the current one need be neither ours nor writable.
+
+    What a killed run spilled there goes first: it may be gigabytes.
+    """
+    if folder.is_dir():
+        files.remove_leftovers(folder)
     return duckdb.connect(config={"temp_directory": str(folder / files.temporary_name())})
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage.tables import Tables
-from recsys_assets.storage.warehouse import Warehouse
+from recsys_assets.storage.warehouse import Warehouse, scratch
 from recsys_assets_tests.graph import DAYS, copy_home
+from recsys_assets_tests.storage.test_files import dead_pid
 
 
 def query(path: Path, sql: str) -> list[tuple]:
@@ -121,3 +122,12 @@ def test_a_path_with_a_quote(tmp_path: Path) -> None:
     warehouse = store(tmp_path / "o'clock")
     warehouse.ensure_views("recommendations", unsaid)
     assert query(warehouse.path, "SELECT user_id FROM recommendations") == [("u",)]
+
+
+def test_what_a_killed_run_spilled_is_cleared_away(tmp_path: Path) -> None:
+    spilled = tmp_path / f".tmp-{dead_pid()}-00000000"
+    spilled.mkdir()
+    (spilled / "duckdb_temp_storage_S32K-0.tmp").write_bytes(b"x")
+    with scratch(tmp_path) as connection:
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+        assert not spilled.exists()
