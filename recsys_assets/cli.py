@@ -254,6 +254,21 @@ def sql(query: str) -> None:
 
 
 @main.command()
+@click.option("--user", required=True, help="user_id as in the logs")
+@click.option("--item", required=True, help="item_id as in the logs")
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="of the lists; default: the newest")
+@explained
+def explain(user: str, item: str, day: datetime | None) -> None:
+    """Why is this item in this user's list? Members, the events that mattered, and their objects in the bucket."""
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.trust.explain import explain as explain_row
+    from recsys_assets.trust.explain import lines
+
+    for line in lines(explain_row(Pipeline.open(), user, item, _day(day) if day else None)):
+        say(line)
+
+
+@main.command()
 @explained
 def champion() -> None:
     """The champion, the ones before it, and why each came, went or was refused."""

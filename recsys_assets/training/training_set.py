@@ -11,7 +11,7 @@ from recsys_assets.storage.artifacts import Artifact, version_of
 from recsys_assets.training import holdout, merge
 from recsys_assets.training.events import TrainingSet
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 def read_training_set(artifact: Artifact) -> TrainingSet:

@@ -1,0 +1,120 @@
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from recsys_assets.cli import main
+from recsys_assets.models import MEMBERS
+from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.trust.explain import explain, lines
+from recsys_assets_tests.graph import DAYS, TRAINED, changed, copy_home
+
+DAY = TRAINED[-1]
+
+
+def row(pipeline: Pipeline, number: int) -> dict[str, object]:
+    return pipeline.tables.read("recommendations", DAY).row(number, named=True)
+
+
+@pytest.mark.parametrize("number", random.Random(5).sample(range(1000), 6))
+def test_the_shares_add_up_and_the_events_lead_to_their_records(trained_home: Pipeline, number: int) -> None:
+    wanted = row(trained_home, number)
+    found = explain(trained_home, str(wanted["user_id"]), str(wanted["item_id"]))
+    assert found.row == wanted
+    assert found.notes == []
+    assert {share.member for share in found.shares} == set(MEMBERS)
+    assert sum(share.contribution for share in found.shares) == pytest.approx(wanted["score"], abs=1e-4)
+    hybrid = trained_home.artifacts.need("hybrid_model", DAY)
+    assert {share.member: share.weight for share in found.shares} == hybrid.info["weights"]
+    assert found.window == (DAYS[0], DAY)
+    assert found.influences
+    falls = [99 if each.rank_without is None else each.rank_without for each in found.influences]
+    assert falls == sorted(falls, reverse=True), "what matters most comes first"
+    for influence in found.influences:
+        assert influence.events == len(influence.sources) > 0
+        for source in influence.sources:
+            record = trained_home.tables.read("interactions", source.day).filter(
+                (pl.col("source_key") == source.key) & (pl.col("record") == source.record) & pl.col("reason").is_null()
+            )
+            assert record.select("user_id", "item_id", "action").row(0) == (
+                wanted["user_id"],
+                influence.item,
+                source.action,
+            )
+            raw = trained_home.tables.read("raw_events", source.day).filter(pl.col("key") == source.key)
+            assert raw["etag"].to_list() == [source.etag]
+
+
+def test_leaving_an_item_out_is_what_it_says(trained_home: Pipeline) -> None:
+    """Against a list made by hand from the history without it."""
+    from recsys_assets.serving.recommend import Recommender
+
+    wanted = row(trained_home, 0)
+    found = explain(trained_home, str(wanted["user_id"]), str(wanted["item_id"]))
+    influence = found.influences[0]
+    recommender = Recommender.open(trained_home, DAY)
+    history = recommender.events.of_users(np.array([recommender.users[str(wanted["user_id"])]], np.int32))
+    left = history.select(history.item != list(recommender.items.ids).index(influence.item))
+    ids = [str(recommender.items.ids[i]) for i in recommender.model.recommend(left, recommender.at_ms, 10).items[0]]
+    rank = ids.index(str(wanted["item_id"])) + 1 if wanted["item_id"] in ids else None
+    assert influence.rank_without == rank
+
+
+def test_clear_errors(trained_home: Pipeline, tmp_path: Path) -> None:
+    wanted = row(trained_home, 0)
+    user, item = str(wanted["user_id"]), str(wanted["item_id"])
+    with pytest.raises(InputError, match="user nobody has no list of"):
+        explain(trained_home, "nobody", item)
+    with pytest.raises(
+        InputError, match=f"item nothing is not among the 10 items of user {user} on {DAY}; the first are"
+    ):
+        explain(trained_home, user, "nothing")
+    with pytest.raises(InputError, match=rf"has no partition 2031-01-01; there are 2 from {TRAINED[0]} to {DAY}"):
+        explain(trained_home, user, item, "2031-01-01")
+    home = copy_home(trained_home, tmp_path / "home")
+    shutil.rmtree(home.artifacts.need("training_set", DAY).path)
+    with pytest.raises(ArtifactError, match=rf"training_set of {DAY}, version .* is not kept any more"):
+        explain(home, user, item)
+    shutil.rmtree(home.settings.store / "recommendations")
+    with pytest.raises(InputError, match="there are no recommendations yet"):
+        explain(home, user, item)
+
+
+def test_what_changed_since_is_said(trained_home: Pipeline, tmp_path: Path) -> None:
+    home = changed(copy_home(trained_home, tmp_path / "home"), recommend={"bought_items": "remove"})
+    frame = home.tables.read("interactions", DAY)
+    info = home.tables.info("interactions", DAY) or {}
+    home.tables.publish_frame("interactions", DAY, frame, {**info, "version": "another"})
+    bought = frame.filter((pl.col("action") == "PURCHASE") & pl.col("reason").is_null()).select("user_id", "item_id")
+    listed = home.tables.read("recommendations", DAY).join(bought, on=["user_id", "item_id"]).row(0, named=True)
+    found = explain(home, listed["user_id"], listed["item_id"])
+    assert any("made again under today's settings: it is not in the list" in note for note in found.notes)
+    other = home.tables.read("recommendations", DAY).filter(pl.col("user_id") == listed["user_id"])
+    notes = [note for item in other["item_id"] for note in explain(home, listed["user_id"], item).notes]
+    assert any(f"interactions of {DAY} have been made again since" in note for note in notes)
+
+
+def test_the_verb(trained_home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_HOME", "")
+    wanted = row(trained_home, 3)
+    place = ["--home", str(trained_home.settings.home), "explain", "--day", DAY]
+    done = CliRunner().invoke(main, [*place, "--user", str(wanted["user_id"]), "--item", str(wanted["item_id"])])
+    assert done.exit_code == 0, done.output
+    for part in (
+        str(wanted["model_version"]),
+        str(wanted["data_version"]),
+        "etag ",
+        "learned from scratch on",
+        "logs/2025",
+    ):
+        assert part in done.output
+    assert done.output.splitlines() == list(
+        lines(explain(trained_home, str(wanted["user_id"]), str(wanted["item_id"]), DAY))
+    )
+    done = CliRunner().invoke(main, [*place, "--user", "nobody", "--item", "1"])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
