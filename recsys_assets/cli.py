@@ -185,6 +185,34 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
 
 
 @main.command()
+@click.option("--model", "models", multiple=True, required=True, help="als, sequence, ...; may be given several times")
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="judge on the days before it; default: the newest")
+@click.option("--trials", type=click.IntRange(1), help="trials in all; default: search.trials")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="no new trial then; default: search.seconds")
+@explained
+def search(models: tuple[str, ...], day: datetime | None, trials: int | None, seconds: float | None) -> None:
+    """Search a model's parameters on the days before DAY; the next training reads the best. Stopped, it goes on."""
+    from recsys_assets.launch import open_instance, run_job
+    from recsys_assets.models import MEMBERS
+    from recsys_assets.pipeline import InputError, Pipeline
+    from recsys_assets.training.search import asset_name
+
+    if unknown := sorted(set(models) - set(MEMBERS)):
+        raise InputError(f"there is no model {', '.join(unknown)}; there are {', '.join(MEMBERS)}")
+    pipeline = Pipeline.open()
+    if not (days := [_day(day)] if day else pipeline.artifacts.days("training_set")[-1:]):
+        raise InputError("there is no training set yet: run the job `train` for a day")
+    budget = {"trials": trials, "seconds": seconds}
+    with open_instance(pipeline) as instance:
+        for name in models:
+            config = {"ops": {asset_name(name): {"config": budget}}}
+            run_job(f"search_{name}", days, pipeline, instance, config=config)
+            found = pipeline.artifacts.need(asset_name(name), days[0]).info
+            chosen = ", ".join(f"{option} {value:.6g}" for option, value in found["parameters"].items())
+            say(f"{name}: NDCG@10 {found['ndcg']:.4f} on validation, {found['ndcg_before']:.4f} before: {chosen}")
+
+
+@main.command()
 @click.option("--reason", help="only days with records rejected for this reason, such as unknown_action")
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="one day")
 @click.option("--from", "first", type=click.DateTime(["%Y-%m-%d"]), help="first day of a range")

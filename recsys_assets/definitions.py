@@ -10,7 +10,7 @@ from recsys_assets.optional import parts
 from recsys_assets.pipeline import Pipeline, described
 from recsys_assets.serving import assets as serving
 from recsys_assets.training import assets as training
-from recsys_assets.training import schedules
+from recsys_assets.training import schedules, search_assets
 from recsys_assets.trust import assets as trust
 
 _pipeline = Pipeline.open()
@@ -21,6 +21,7 @@ defs = dg.Definitions(
         ingest.raw_events,
         ingest.interactions,
         training.training_set,
+        *search_assets.parameter_assets,
         *training.member_assets,
         training.hybrid_model,
         evaluation.evaluation,
@@ -31,7 +32,7 @@ defs = dg.Definitions(
         *_optional.assets,
     ],
     asset_checks=[ingest.yesterday_is_there],
-    jobs=[schedules.ingest, schedules.readmit, schedules.train, schedules.lists],
+    jobs=[schedules.ingest, schedules.readmit, schedules.train, schedules.lists, *search_assets.search_jobs],
     schedules=[schedules.nightly_train, schedules.weekly_full_refit],
     sensors=[new_log_prefixes, *_optional.sensors],
     resources={"pipeline": described(_pipeline)},

@@ -216,6 +216,14 @@ class SequenceSettings(_Section):
     update_epochs: int = Field(1, ge=1)
 
 
+class SearchSettings(_Section):
+    """How long `recsys search` looks for better parameters of a model."""
+
+    trials: int = Field(30, ge=1, description="sets of parameters tried in all; a search that was stopped goes on")
+    seconds: float = Field(1800, gt=0, description="no new trial is begun after this long")
+    lists: int = Field(2000, ge=1, description="users' days a trial is judged by, at most")
+
+
 class RecommendSettings(_Section):
     candidates: int = Field(250, ge=1, description="K: candidates taken from each member")
     count: int = Field(50, ge=1, description="N: length of the lists")
@@ -271,6 +279,7 @@ class Settings(_Section):
     transition: TransitionSettings = TransitionSettings()
     als: AlsSettings = AlsSettings()
     sequence: SequenceSettings = SequenceSettings()
+    search: SearchSettings = SearchSettings()
     recommend: RecommendSettings = RecommendSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()

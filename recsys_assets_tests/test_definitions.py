@@ -12,12 +12,13 @@ from recsys_assets.models import MEMBERS
 ROOT = Path(__file__).parent.parent
 GRAPH = defs.resolve_asset_graph()
 MODELS = [f"{name}_model" for name in MEMBERS]
+PARAMETERS = [f"{name}_parameters" for name in MEMBERS]
 
 
 def test_importing_the_definitions_stays_light() -> None:
     code = (
         "import sys, recsys_assets.definitions;"
-        "print([name for name in ('torch', 'implicit', 'matplotlib') if name in sys.modules])"
+        "print([name for name in ('torch', 'implicit', 'matplotlib', 'optuna') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -54,7 +55,7 @@ def test_the_graph() -> None:
         "interactions": ["raw_events"],
         "rejected_events": ["raw_events"],
         "training_set": ["interactions"],
-        **{name: ["training_set"] for name in MODELS},
+        **{name: ["training_set"] for name in [*PARAMETERS, *MODELS]},
         "hybrid_model": sorted([*MODELS, "training_set"]),
         "evaluation": ["hybrid_model", "training_set"],
         "promotion": ["evaluation", "hybrid_model", "training_set"],
@@ -70,7 +71,9 @@ def test_jobs_hold_what_they_say() -> None:
 
     ingest = {"raw_events", "interactions", "rejected_events"}
     assert assets("ingest") == ingest
-    assert assets("train") == {key.to_user_string() for key in GRAPH.get_all_asset_keys()} - ingest
+    assert assets("train") == {key.to_user_string() for key in GRAPH.get_all_asset_keys()} - ingest - set(PARAMETERS)
+    for name in MEMBERS:
+        assert assets(f"search_{name}") == {f"{name}_parameters"}
 
 
 @pytest.mark.parametrize("key", sorted(GRAPH.get_all_asset_keys()), ids=lambda key: key.to_user_string())

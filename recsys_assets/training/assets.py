@@ -154,6 +154,7 @@ def _member_asset(name: str, kinds: set[str], description: str) -> dg.AssetsDefi
                 metadata: dict[str, Any] = {
                     "mode": info["mode"],
                     "goes on from": info["parent"]["day"] if info["parent"] else "nothing: full refit",
+                    "parameters": reporting.table(info.get("parameters", [])),
                     "events": info["events"],
                     "items": info["n_items"],
                     "seconds": info["seconds"],

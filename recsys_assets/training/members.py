@@ -25,6 +25,7 @@ from recsys_assets.models.base import Log, Member
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import Settings
 from recsys_assets.storage.artifacts import Artifact, link_tree, load_state, save_state, version_of
+from recsys_assets.training import search
 from recsys_assets.training.events import DAY_MS, TrainingSet
 from recsys_assets.training.training_set import read_training_set
 
@@ -83,7 +84,8 @@ def fit_member(
 
     Returns: the artifact, whether it is new, and the training set if it had to be read.
     """
-    settings, asset = pipeline.settings, f"{name}_model"
+    asset = f"{name}_model"
+    settings, searched = search.in_force(pipeline, name, day)
     source = pipeline.artifacts.need("training_set", day)
     inputs = {
         "training_set": source.version,
@@ -124,6 +126,8 @@ def fit_member(
         "parent": {"day": parent.info["day"], "version": parent.version} if parent else None,
         "updates_in_a_row": parent.info["updates_in_a_row"] + 1 if parent else 0,
         "validation_days": days,
+        "parameters": search.origins(pipeline, name, settings, searched),
+        "search": {"day": searched.info["day"], "version": searched.version} if searched else None,
         "holdout": source.info["holdout"],
         "events": len(data.events),
         "n_items": len(data.items),
