@@ -20,4 +20,12 @@ def parts(settings: Settings) -> Parts:
         from recsys_assets.ingest.queue import bucket_events
 
         found.sensors.append(bucket_events)
+    if settings.publish.metrics_url:
+        from recsys_assets.publishing.assets import published_metrics
+
+        found.assets.append(published_metrics)
+    if settings.publish.model_url:
+        from recsys_assets.publishing.assets import published_champion
+
+        found.assets.append(published_champion)
     return found

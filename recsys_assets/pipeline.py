@@ -13,7 +13,7 @@ import dagster as dg
 from recsys_assets.evaluation.promotion import Champion
 from recsys_assets.settings import Settings, SettingsError, load_settings
 from recsys_assets.storage.artifacts import ArtifactError, Artifacts
-from recsys_assets.storage.bucket import Bucket, BucketError, open_bucket
+from recsys_assets.storage.bucket import Bucket, BucketError, BucketUnavailable, open_bucket
 from recsys_assets.storage.tables import Tables
 from recsys_assets.storage.warehouse import Warehouse
 from recsys_assets.training.holdout import Holdouts
@@ -83,12 +83,13 @@ def _cannot_write(error: Exception) -> str | None:
 def explained_failures(pipeline: Pipeline) -> Iterator[None]:
     """Turns errors a person can mend into a failure that says what, where and what to do, without a stack trace.
 
-    Such failures are not retried: the same run would meet the same error.
+    Such failures are not retried: the same run would meet the same error. A bucket that does not answer is another
+    matter (setting `jobs.retries`).
     """
     try:
         yield
     except (BucketError, InputError, ArtifactError, SettingsError) as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise dg.Failure(description=str(error), allow_retries=isinstance(error, BucketUnavailable)) from error
     except dg.Failure:
         raise
     except Exception as error:

@@ -244,6 +244,7 @@ class RecommendSettings(_Section):
 class EvaluationSettings(_Section):
     target_actions: list[str] = Field([], description="actions that count as a hit; empty: all of them")
     bootstrap_samples: int = Field(1000, ge=100)
+    diversity_users: int = Field(20_000, ge=2, description="users whose lists are compared for the diversity of all")
 
 
 class PromotionSettings(_Section):
@@ -259,6 +260,30 @@ class RetentionSettings(_Section):
     days: int = Field(30, ge=1, description="newest days, each with its present version")
     months: int = Field(12, ge=0, description="newest months, each with its last day")
     champions: int = Field(5, ge=1, description="newest champions, whole, so that a rollback finds them")
+
+
+class PublishSettings(_Section):
+    """Metrics for a dashboard and the champion's files, in a bucket of yours. Each is off while its URL is unset."""
+
+    metrics_url: str | None = Field(None, description="s3://BUCKET/PREFIX or file://FOLDER: METRIC.json, a row a day")
+    model_url: str | None = Field(None, description="s3://BUCKET/PREFIX or file://FOLDER: the champion's files")
+    region: str | None = Field(None, description="AWS region of both; the AWS chain's if unset")
+    endpoint_url: str | None = Field(None, description="for an S3-compatible store")
+    profile: str | None = Field(None, description="AWS profile name")
+
+    @field_validator("metrics_url", "model_url")
+    @classmethod
+    def _folder_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(s3|file)://[^@]", value):
+            raise ValueError("must be s3://BUCKET/PREFIX or file://FOLDER")
+        return value.rstrip("/") if value else value
+
+
+class JobSettings(_Section):
+    """What a step that fails does. What a retry cannot mend (settings, permissions, inputs) is never retried."""
+
+    retries: int = Field(0, ge=0, le=20, description="times a failed step is tried again in its run")
+    retry_minutes: float = Field(10, ge=0, description="between two tries")
 
 
 class Settings(_Section):
@@ -283,6 +308,8 @@ class Settings(_Section):
     recommend: RecommendSettings = RecommendSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()
+    publish: PublishSettings = PublishSettings()
+    jobs: JobSettings = JobSettings()
     retention: RetentionSettings = RetentionSettings()
 
     @field_validator("actions")

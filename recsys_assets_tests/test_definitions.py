@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,25 +23,6 @@ def test_importing_the_definitions_stays_light() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
     assert "Warning" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "module"),
-    [("RECSYS_QUEUE__URL", "https://sqs.eu-west-1.amazonaws.com/1/logs", "recsys_assets.ingest.queue")],
-)
-def test_an_optional_part_is_imported_only_when_it_is_on(variable: str, value: str, module: str) -> None:
-    code = (
-        f"import sys; from recsys_assets.definitions import defs; import dagster as dg; "
-        f"dg.Definitions.validate_loadable(defs);"
-        f"print({module!r} in sys.modules, [n for n in ('boto3', 'sqlalchemy.dialects.postgresql') if n in sys.modules])"
-    )
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("AWS_")}
-    for given in ({}, {variable: value}):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**environ, **given}
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == f"{bool(given)} []"
 
 
 def test_the_graph() -> None:

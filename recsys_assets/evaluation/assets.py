@@ -17,9 +17,16 @@ from recsys_assets.storage.artifacts import version_of
 
 _METRIC_COLUMNS = {
     "day": ("DATE", "partition: the day that was predicted"),
-    "split": ("VARCHAR", "next_day (also _warm, _cold: users with and without history), validation or test hold-out"),
+    "split": (
+        "VARCHAR",
+        "next_day (also _warm, _cold: users with and without history), validation or test hold-out, all_users: lists "
+        "of everybody",
+    ),
     "model": ("VARCHAR", "hybrid, a member alone, or popularity_7d"),
-    "metric": ("VARCHAR", "ndcg, recall, precision, hit_rate, average_precision, average_recall, coverage, ..."),
+    "metric": (
+        "VARCHAR",
+        "ndcg, recall, precision, hit_rate, average_precision, average_recall, coverage, diversity, ...",
+    ),
     "k": ("INTEGER", "cut-off"),
     "value": ("DOUBLE", "mean over users"),
     "low": ("DOUBLE", "of the 95 % bootstrap interval, where there is one"),
@@ -113,7 +120,7 @@ def _evaluation_metadata(frame: pl.DataFrame, day: str) -> dict[str, Any]:
         )
     else:
         metadata["users measured"] = int(next_day["users"][0])
-        for metric in ("ndcg", "recall", "precision", "hit_rate", "average_precision", "coverage"):
+        for metric in ("ndcg", "recall", "precision", "hit_rate", "average_precision", "coverage", "diversity"):
             value = _value(frame, HYBRID, metric)
             if value is not None:
                 metadata[f"{metric}@{MAIN_CUTOFF}"] = reporting.number(value)

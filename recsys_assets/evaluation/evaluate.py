@@ -14,6 +14,7 @@ from recsys_assets.evaluation.measure import (
     MAIN_CUTOFF,
     POPULAR,
     SCHEMA,
+    all_users_rows,
     metric_rows,
     model_lists,
     ndcg_per_user,
@@ -85,6 +86,7 @@ def evaluate_day(pipeline: Pipeline, found: Sources, log: Log) -> pl.DataFrame:
                 part = {name: found_lists[keep] for name, found_lists in lists.items()}
                 rows += metric_rows(part, restricted(task, keep), split, samples, seed)
     final, _ = load_hybrid(found.hybrid)
+    rows += all_users_rows(final, found.data, settings)
     for split, tasks in holdout_tasks(pipeline, found):
         log(f"{found.day}: frozen hold-out {split}")
         rows += _pooled_rows(final, tasks, found.data.events, split, samples, seed)

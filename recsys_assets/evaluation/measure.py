@@ -9,21 +9,24 @@ import polars as pl
 from recsys_assets.evaluation.metrics import (
     Array,
     coverage,
+    diversity,
     hits_matrix,
     paired_bootstrap,
     per_user,
 )
-from recsys_assets.evaluation.tasks import Task
+from recsys_assets.evaluation.tasks import Task, bought_pairs
 from recsys_assets.models.hybrid import HybridModel
-from recsys_assets.training.events import DAY_MS, Events, Ints
+from recsys_assets.settings import Settings
+from recsys_assets.training.events import DAY_MS, Events, Ints, TrainingSet
 
 CUTOFFS = (5, 10, 20)
 MAIN_CUTOFF = 10
 HYBRID = "hybrid"
 POPULAR = "popularity_7d"
+_USERS_AT_ONCE = 10_000
 
 SCHEMA = {
-    "split": pl.String,  # next_day, next_day_warm, next_day_cold, validation, test
+    "split": pl.String,  # next_day, next_day_warm, next_day_cold, validation, test, all_users
     "model": pl.String,
     "metric": pl.String,
     "k": pl.Int32,
@@ -107,12 +110,49 @@ def metric_rows(lists: Mapping[str, Ints], task: Task, split: str, samples: int,
                 if (metric, k) != ("ndcg", MAIN_CUTOFF):
                     add(name, metric, k, value)
             add(name, "coverage", k, coverage(found[:, :k], task.history.n_items))
+            add(name, "diversity", k, diversity(found[:, :k], task.history.n_items))
         own = paired_bootstrap(main[name], samples, seed)
         add(name, "ndcg", MAIN_CUTOFF, own.mean, own.low, own.high)
         if name != HYBRID:
             gain = paired_bootstrap(main[HYBRID] - main[name], samples, seed)
             add(name, "hybrid_minus_this", MAIN_CUTOFF, gain.mean, gain.low, gain.high)
     return rows
+
+
+def all_users_rows(model: HybridModel, data: TrainingSet, settings: Settings) -> list[dict[str, Any]]:
+    """Rows of `SCHEMA`, split all_users: diversity and coverage of the lists that everybody with events would be shown
+    now, the hybrid's and popularity's. Of more users than `evaluation.diversity_users` so many are drawn, the same each
+    time."""
+    users = np.unique(data.events.user).astype(np.int32)
+    if len(users) > settings.evaluation.diversity_users:
+        rng = np.random.default_rng(settings.training.seed)
+        users = np.sort(rng.choice(users, settings.evaluation.diversity_users, replace=False))
+    lists: dict[str, list[Ints]] = {HYBRID: [], POPULAR: []}
+    for start in range(0, len(users), _USERS_AT_ONCE):
+        some = users[start : start + _USERS_AT_ONCE]
+        history = data.events.of_users(some)
+        barred = bought_pairs(history, data.actions, settings)
+        none = np.empty(0, np.int32)
+        task = Task(some, history, data.end_ms, none, none, *barred)
+        lists[HYBRID].append(model.recommend(history, data.end_ms, max(CUTOFFS), forbidden=barred).items)
+        lists[POPULAR].append(popular_lists(data.events, task, max(CUTOFFS)))
+    measures = {"diversity": diversity, "coverage": coverage}
+    return [
+        {
+            "split": "all_users",
+            "model": name,
+            "metric": metric,
+            "k": k,
+            "value": measure(np.concatenate(parts)[:, :k], len(data.items)),
+            "low": None,
+            "high": None,
+            "users": len(users),
+        }
+        for name, parts in lists.items()
+        if parts
+        for metric, measure in measures.items()
+        for k in CUTOFFS
+    ]
 
 
 def restricted(task: Task, keep: np.ndarray) -> Task:

@@ -56,6 +56,10 @@ class BucketError(RuntimeError):
     """The bucket cannot be used as asked. The message says what failed, where and what to do, without secrets."""
 
 
+class BucketUnavailable(BucketError):
+    """The service is too busy or cannot be reached: the same may succeed later."""
+
+
 class ObjectChanged(BucketError):
     """The object is not the listed version any more: overwritten, or gone."""
 
@@ -432,11 +436,13 @@ class S3Bucket:
             if code in _BAD_REGION:
                 return BucketError(f"{what}: the bucket lies in another region ({code}); set bucket.region")
             if code in _BUSY:
-                return BucketError(f"{what}: the service was too busy, also after retries ({code}); try again later")
+                return BucketUnavailable(
+                    f"{what}: the service was too busy, also after retries ({code}); try again later"
+                )
             return BucketError(f"{what}: the service answered {code}")
         name = type(error).__name__
         if isinstance(error, _Truncated):
-            return BucketError(f"{what}: the transfer kept breaking off ({error}); try again later")
+            return BucketUnavailable(f"{what}: the transfer kept breaking off ({error}); try again later")
         if isinstance(error, ProfileNotFound):
             return BucketError(f"{what}: bucket.profile names an AWS profile that this machine does not have")
         if isinstance(error, NoRegionError):
@@ -447,7 +453,7 @@ class S3Bucket:
                 "bucket.profile, or run where a role gives them"
             )
         if isinstance(error, (HTTPClientError, ConnectionError)):  # connect, proxy, TLS, timeout
-            return BucketError(
+            return BucketUnavailable(
                 f"{what}: {self._endpoint} cannot be reached ({name}); check bucket.endpoint_url, "
                 "bucket.region and the network"
             )

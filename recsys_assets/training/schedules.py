@@ -9,27 +9,34 @@ from recsys_assets.models import MEMBERS
 from recsys_assets.partitions import daily
 from recsys_assets.settings import load_settings
 
+_jobs = load_settings().jobs
+RETRIES = dg.RetryPolicy(max_retries=_jobs.retries, delay=_jobs.retry_minutes * 60) if _jobs.retries else None
+
 INGEST_ASSETS = dg.AssetSelection.assets("raw_events", "interactions", "rejected_events")
 
 ingest = dg.define_asset_job(
     "ingest",
     INGEST_ASSETS,
     description="raw_events and interactions (with rejected_events) of a day: what the sensor asks for.",
+    op_retry_policy=RETRIES,
 )
 readmit = dg.define_asset_job(
     "readmit",
     dg.AssetSelection.assets("interactions", "rejected_events"),
     description="interactions (with rejected_events) made again from raw_events by today's rules; nothing is fetched.",
+    op_retry_policy=RETRIES,
 )
 train = dg.define_asset_job(
     "train",
-    dg.AssetSelection.groups("training", "models", "evaluation", "serving"),
+    dg.AssetSelection.groups("training", "models", "evaluation", "serving", "publishing"),
     description="Everything from the training set to the recommendations of a day.",
+    op_retry_policy=RETRIES,
 )
 lists = dg.define_asset_job(
     "lists",
     dg.AssetSelection.assets("recommendations", "similar_items"),
     description="The champion's lists of a day: what `recsys rollback` makes anew.",
+    op_retry_policy=RETRIES,
 )
 
 FULL_REFIT: dict[str, Any] = {"ops": {f"{name}_model": {"config": {"full_refit": True}} for name in MEMBERS}}

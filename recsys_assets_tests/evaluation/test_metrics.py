@@ -1,11 +1,13 @@
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_assets.evaluation.metrics import coverage, hits_matrix, paired_bootstrap, per_user, top
+from recsys_assets.evaluation.metrics import coverage, diversity, hits_matrix, paired_bootstrap, per_user, top
 
 N_ITEMS = 12
 
@@ -58,6 +60,16 @@ def test_metrics_are_those_of_the_textbook(case: tuple[list[list[int]], list[set
         np.testing.assert_allclose(values, [row[name] for row in expected], atol=1e-12, err_msg=name)
         assert found.means()[name] == pytest.approx(sum(row[name] for row in expected) / len(expected))
     assert coverage(matrix, N_ITEMS) == len({i for each in lists for i in each if i >= 0}) / N_ITEMS
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.randoms())
+def test_diversity_is_the_mean_over_all_pairs(users: int, k: int, chance: Any) -> None:
+    lists = [chance.sample(range(N_ITEMS), k) for _ in range(users)]
+    lists = [[i if chance.random() < 0.8 else -1 for i in each] for each in lists]
+    pairs = list(itertools.combinations(lists, 2))
+    apart = [1 - len({*a} & {*b} - {-1}) / k for a, b in pairs]
+    expected = sum(apart) / len(apart) if apart else 0
+    assert diversity(np.array(lists, np.int32), N_ITEMS) == pytest.approx(expected)
 
 
 def test_an_empty_place_is_no_hit_of_the_neighbours_last_item() -> None:
