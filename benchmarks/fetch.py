@@ -18,7 +18,6 @@ them, but it shares the machine.
 import argparse
 import os
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lines import emit, progress
+from benchmarks.lines import cpu_seconds, emit, peak_mb, progress
 from benchmarks.servers import client, distant, fast_s3_server
 from recsys_assets.settings import BucketSettings
 from recsys_assets.storage.bucket import Bucket, LogObject, fetch, open_bucket
@@ -122,12 +121,12 @@ def boto3_side(endpoint: str) -> Side:
 
 def timed(side: Side, objects: Sequence[LogObject]) -> tuple[float, float]:
     """Objects/s, and CPU seconds of this process for 1,000 objects."""
-    before, started = _cpu_seconds(), time.perf_counter()
+    before, started = cpu_seconds(), time.perf_counter()
     size = side(objects)
     took = time.perf_counter() - started
     if size != sum(obj.size for obj in objects):
         raise RuntimeError(f"{size} bytes came")
-    return len(objects) / took, (_cpu_seconds() - before) / len(objects) * 1000
+    return len(objects) / took, (cpu_seconds() - before) / len(objects) * 1000
 
 
 def _best_pool(endpoint: str, objects: Sequence[LogObject]) -> int:
@@ -170,18 +169,13 @@ def compare(
         [ours[0] / theirs[0] for ours, theirs in pairs],
         "ratio",
         time.monotonic() - started,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        peak_mb(),
         objects_per_second=median(0, 0),
         objects_per_second_theirs=median(1, 0),
         cpu_seconds_per_1000=median(0, 1),
         cpu_seconds_per_1000_theirs=median(1, 1),
         **facts,
     )
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,18 @@ def emit(
         "env": environment(),
     }
     print(json.dumps(line), flush=True)
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def peak_mb() -> float:
+    """The largest resident memory of this process so far, in MB (10**6 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def progress(message: str) -> None:
