@@ -1,34 +1,54 @@
-"""Runs for `test_crash`: told "go N", it forks a process that materializes in a loop until it is killed.
+"""Runs for `test_crash`: told a number and N, it forks a process that materializes in a loop until it is killed.
 
-Forking from here spares each round the seconds it takes to import Dagster; nothing that starts threads has run yet.
+It says that process's id, WRITING when that is about to write to the disk for the Nth time, and how it ended. Forking
+from here spares each round the seconds it takes to import Dagster; nothing that starts threads has run yet.
 """
 
+import itertools
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from recsys_assets.definitions import defs  # noqa: F401  # before the fork
 from recsys_assets.pipeline import Pipeline
+from recsys_assets.storage import files
 from recsys_assets_tests.graph import DAYS, INGEST, SHOP, fill, run
 
+WRITING = "writing"
 CRASH_DAYS = DAYS[:3]
 SEEDS = 3  # of the shops whose logs take turns
 ASSETS = [*INGEST, "training_set", "popularity_model", "transition_model"]
 
 
-def work(home: Path, number: int) -> None:
+def work(home: Path, number: int, writes: int) -> None:
     """Endlessly: other logs, and everything made of them."""
     os.dup2(os.open(home / f"round-{number}.log", os.O_WRONLY | os.O_CREAT), 2)
     pipeline = Pipeline.open(home)
-    while True:
-        number += 1
-        fill(pipeline, CRASH_DAYS, replace(SHOP, seed=number % SEEDS))
+    for seed in itertools.count(number):
+        fill(pipeline, CRASH_DAYS, replace(SHOP, seed=seed % SEEDS))
+        if seed == number:
+            files.fsync = _slow_disk(writes)
         run(pipeline, ASSETS, CRASH_DAYS)
 
 
-def _say(number: int) -> None:
-    sys.stdout.write(f"{number}\n")
+def _slow_disk(writes: int, fsync: Callable[[Path], None] = files.fsync) -> Callable[[Path], None]:
+    """An fsync that takes long, so that most kills find something half written; says so the given time."""
+    count = itertools.count(1)
+
+    def slow(path: Path) -> None:
+        if next(count) == writes:
+            _say(WRITING)
+        time.sleep(0.02)
+        fsync(path)
+
+    return slow
+
+
+def _say(what: object) -> None:
+    sys.stdout.write(f"{what}\n")
     sys.stdout.flush()
 
 
@@ -38,7 +58,7 @@ def main() -> None:
         pid = os.fork()
         if not pid:
             try:
-                work(home, int(line) * 100)
+                work(home, *map(int, line.split()))
             finally:
                 os._exit(1)
         _say(pid)

@@ -17,10 +17,11 @@ import pytest
 
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage.artifacts import Artifact, ArtifactError
-from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS
+from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS, WRITING
 from recsys_assets_tests.graph import INGEST, SHOP, fill, make_home, run
 
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "10"))
+WRITES = 90  # to the disk, about so many while everything is made anew
 
 
 def assert_whole(pipeline: Pipeline) -> int:
@@ -96,12 +97,13 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_there(
         leftovers = 0
         try:
             for number in range(ROUNDS):
-                worker.stdin.write(f"{number}\n")
+                worker.stdin.write(f"{number} {moments.randint(1, WRITES)}\n")
                 worker.stdin.flush()
                 pid = int(worker.stdout.readline())
-                moment = moments.uniform(0.2, 2.5)
-                died_early, _, _ = select.select([worker.stdout], [], [], moment)
-                assert not died_early, (tmp_path / f"round-{number * 100}.log").read_text()[-3000:]
+                writing = worker.stdout.readline().strip() == WRITING
+                died_early, _, _ = select.select([worker.stdout], [], [], moments.uniform(0.0, 0.1))
+                assert writing, (tmp_path / f"round-{number}.log").read_text()[-3000:]
+                assert not died_early
                 os.kill(pid, signal.SIGKILL)
                 assert int(worker.stdout.readline()) == -signal.SIGKILL
                 assert assert_whole(pipeline) == expected, "no partition vanished"
