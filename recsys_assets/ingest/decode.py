@@ -231,7 +231,7 @@ def is_whole(record: bytes) -> bool:
 
 def _lines(text: bytes) -> Iterator[bytes | Rejection]:
     for line in text.split(b"\n"):
-        record = line.strip().rstrip(b", \t")
+        record = line.strip(b", \t\r\v\f")
         if not record:
             continue
         alone = record.startswith(b"{") and record.find(b"{", 1) < 0 and record.find(b"}") == len(record) - 1
