@@ -282,6 +282,35 @@ def sql(query: str) -> None:
 
 
 @main.command()
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), required=True)
+@click.option("--asset", help="one asset, such as als_model; default: the day's models and lists")
+@click.option("--into", type=click.Path(path_type=Path), help="keep what is rebuilt in this new folder")
+@explained
+def replay(day: datetime, asset: str | None, into: Path | None) -> None:
+    """Build a day again from raw_events, in a scratch place, and compare SHA-256 with what was published."""
+    from recsys_assets.pipeline import InputError, Pipeline
+    from recsys_assets.storage.files import temporary_name
+    from recsys_assets.trust import replay as again
+
+    pipeline = Pipeline.open()
+    if into is not None and into.exists() and any(into.iterdir()):
+        raise InputError(f"{into} is not empty")
+    place = into or pipeline.settings.store / temporary_name()  # beside the originals: links, and swept after a kill
+    compared = []
+    try:
+        for each in again.replay(pipeline, _day(day), asset, place, lambda line: click.echo(f"    {line}", err=True)):
+            compared.append(each)
+            say(f"{'differs' if each.difference else 'equal':<9}{each.asset:<18}{each.day}  {each.version}")
+    finally:
+        if into is None:
+            shutil.rmtree(place, ignore_errors=True)
+    equal, text = again.verdict(compared)
+    if not equal:
+        raise click.ClickException(text)
+    say(text)
+
+
+@main.command()
 @click.option("--user", required=True, help="user_id as in the logs")
 @click.option("--item", required=True, help="item_id as in the logs")
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="of the lists; default: the newest")

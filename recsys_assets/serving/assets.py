@@ -8,12 +8,13 @@ import numpy as np
 import polars as pl
 
 from recsys_assets import reporting
+from recsys_assets.models.base import Log
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.serving.recommend import Recommender, available_by_setting
 from recsys_assets.storage.artifacts import version_of
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 _USERS_AT_ONCE = 50_000
 
 
@@ -49,14 +50,8 @@ def recommendations(context: dg.AssetExecutionContext, pipeline: dg.ResourcePara
     with explained_failures(pipeline):
         for day in context.partition_keys:
             started = time.monotonic()
-            training = pipeline.artifacts.need("training_set", day)
-            version = _version(pipeline, training.version)
-            info = pipeline.tables.sound_info("recommendations", day)
-            unchanged = info is not None and info["version"] == version
-            if info is None or not unchanged:
-                frame, info = _all_lists(pipeline, day, training.version, context.log.info)
-                info["version"] = version
-                pipeline.tables.publish_frame("recommendations", day, frame, info)
+            info, fresh = make_lists(pipeline, day, context.log.info)
+            if fresh:
                 pipeline.warehouse.ensure_views("recommendations", context.log.warning)
             metadata: dict[str, Any] = {
                 "dagster/partition_row_count": info["rows"],
@@ -69,15 +64,46 @@ def recommendations(context: dg.AssetExecutionContext, pipeline: dg.ResourcePara
                     info["most_recommended"], ["item_id", "category", "in the top 10 of users"]
                 ),
                 "seconds": round(time.monotonic() - started, 2),
-                "unchanged": unchanged,
-                "version": version,
+                "unchanged": not fresh,
+                "version": info["version"],
             }
             context.add_asset_metadata(metadata, partition_key=day)
             context.log.info(f"{day}: {info['rows']} rows for {info['users']} users")
     return dg.MaterializeResult()
 
 
-def _version(pipeline: Pipeline, training_version: str) -> str:
+def make_lists(pipeline: Pipeline, day: str, log: Log) -> tuple[dict[str, Any], bool]:
+    """Publishes `recommendations` of a day unless equal ones stand there. Returns their info and whether they are new.
+
+    Raises:
+        InputError, ArtifactError: there is no champion or training set, or it is damaged.
+    """
+    training = pipeline.artifacts.need("training_set", day)
+    version = lists_version(pipeline, training.version)
+    info = pipeline.tables.sound_info("recommendations", day)
+    if info is not None and info["version"] == version:
+        return info, False
+    frame, info = _all_lists(pipeline, day, training.version, log)
+    info["version"] = version
+    pipeline.tables.publish_frame("recommendations", day, frame, info)
+    return info, True
+
+
+def make_similar(pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
+    """The same for `similar_items`."""
+    training = pipeline.artifacts.need("training_set", day)
+    version = lists_version(pipeline, training.version)
+    info = pipeline.tables.sound_info("similar_items", day)
+    if info is not None and info["version"] == version:
+        return info, False
+    frame, info = _similar(Recommender.open(pipeline, day), pipeline.settings.recommend.similar_items)
+    info["version"] = version
+    pipeline.tables.publish_frame("similar_items", day, frame, info)
+    return info, True
+
+
+def lists_version(pipeline: Pipeline, training_version: str) -> str:
+    """What both kinds of lists are made of: the champion, the histories, and the settings that choose among items."""
     champion = pipeline.champion.read()
     available = available_by_setting(pipeline.settings)
     return version_of(
@@ -89,7 +115,7 @@ def _version(pipeline: Pipeline, training_version: str) -> str:
     )
 
 
-def _all_lists(pipeline: Pipeline, day: str, data_version: str, log: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
+def _all_lists(pipeline: Pipeline, day: str, data_version: str, log: Log) -> tuple[pl.DataFrame, dict[str, Any]]:
     recommender = Recommender.open(pipeline, day)
     progress = reporting.Progress(log)
     count = pipeline.settings.recommend.count
@@ -134,6 +160,7 @@ def _all_lists(pipeline: Pipeline, day: str, data_version: str, log: Any) -> tup
         "coverage": different / max(len(recommender.items), 1),
         "full_lists": full,
         "model_day": recommender.model_day,
+        "model_version": recommender.model_version,
         "most_recommended": [
             {"item_id": item, "category": category[item] or "-", "in the top 10 of users": int(times)}
             for item, times in most.head(10).iter_rows()
@@ -170,14 +197,8 @@ def similar_items(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[
     with explained_failures(pipeline):
         for day in context.partition_keys:
             started = time.monotonic()
-            training = pipeline.artifacts.need("training_set", day)
-            version = _version(pipeline, training.version)
-            info = pipeline.tables.sound_info("similar_items", day)
-            unchanged = info is not None and info["version"] == version
-            if info is None or not unchanged:
-                frame, info = _similar(Recommender.open(pipeline, day), pipeline.settings.recommend.similar_items)
-                info["version"] = version
-                pipeline.tables.publish_frame("similar_items", day, frame, info)
+            info, fresh = make_similar(pipeline, day)
+            if fresh:
                 pipeline.warehouse.ensure_views("similar_items", context.log.warning)
             context.add_asset_metadata(
                 {
@@ -187,8 +208,8 @@ def similar_items(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[
                     "champion": info["model_day"],
                     "examples": reporting.table(info["examples"], ["item_id", "category", "most similar"]),
                     "seconds": round(time.monotonic() - started, 2),
-                    "unchanged": unchanged,
-                    "version": version,
+                    "unchanged": not fresh,
+                    "version": info["version"],
                 },
                 partition_key=day,
             )
@@ -226,6 +247,7 @@ def _similar(recommender: Recommender, count: int) -> tuple[pl.DataFrame, dict[s
         "items": len(found),
         "alone": int((found[:, 0] < 0).sum()) if found.size else 0,
         "model_day": recommender.model_day,
+        "model_version": recommender.model_version,
         "examples": examples,
     }
     return frame, info

@@ -68,6 +68,7 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         "training_set": source.version,
         "weights": weights,
         "weights_origin": origin,
+        "parent": {"day": parent.info["day"], "version": parent.version} if parent else None,
         "candidates": settings.recommend.candidates,
         "n_items": len(data.items),
         "member_code": members.CODE_VERSION,
@@ -88,7 +89,7 @@ def load_hybrid(artifact: Artifact) -> tuple[HybridModel, list[str]]:
     Raises:
         ArtifactError: another version of this program made it, whose models this one cannot read.
     """
-    if artifact.info["member_code"] != members.CODE_VERSION:
+    if artifact.info.get("member_code") != members.CODE_VERSION:
         raise ArtifactError(
             f"hybrid_model for {artifact.info['day']} ({artifact.version}) was made by another version of this "
             "program. Run the job `train` for the newest day to make a model that this version can read."

@@ -20,10 +20,10 @@ def timeline_lines(pipeline: Pipeline) -> Iterator[str]:
     for day in reversed([day for day in pipeline.tables.days("promotion") if day > since]):
         row = pipeline.tables.read("promotion", day).to_dicts()[0]
         if not row["promoted"]:
-            yield f"{'':<27}refused      {day}  {row['model_version']}  {row['reason']}"
+            yield f"{'':<29}refused      {day}  {row['model_version']}  {row['reason']}"
     for number, move in reversed(list(enumerate(moves))):
         mark = "*" if number == len(moves) - 1 else " " if move in standing else "-"
-        yield f"{mark} {move['since']}{move['event']:<13}{move['day']}  {move['version']}  {move['reason']}"
+        yield f"{mark} {move['since']}  {move['event']:<13}{move['day']}  {move['version']}  {move['reason']}"
     if moves:
         yield "* in charge   - taken back by a later rollback"
 

@@ -1,0 +1,168 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from recsys_assets.cli import main
+from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.storage import artifacts as artifacts_module
+from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.storage.environment import differences, environment
+from recsys_assets.trust.replay import Compared, replay, verdict
+from recsys_assets_tests.graph import DAYS, INGEST, TRAIN, TRAINED, changed, copy_home, fill, make_home, run, snapshot
+
+FIRST, SECOND = TRAINED
+
+
+@pytest.fixture(scope="module")
+def quick_home(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Three days, trained out of order but for the last two, which are one chain of updates."""
+    pipeline = make_home(tmp_path_factory.mktemp("quick") / "home", sequence={"max_tokens": 1000})
+    fill(pipeline, DAYS[:6])
+    run(pipeline, INGEST, DAYS[:6])
+    for day in (DAYS[5], DAYS[3], DAYS[4]):
+        run(pipeline, TRAIN, [day])
+    return pipeline
+
+
+@pytest.fixture
+def home(quick_home: Pipeline, tmp_path: Path) -> Pipeline:
+    return copy_home(quick_home, tmp_path / "home")
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def replayed(pipeline: Pipeline, day: str, asset: str | None, place: Path) -> list[Compared]:
+    return list(replay(pipeline, day, asset, place, silent))
+
+
+def test_a_day_and_its_updates_give_the_same_bytes(quick_home: Pipeline, tmp_path: Path) -> None:
+    before = snapshot(quick_home.settings.store)
+    found = replayed(quick_home, DAYS[4], None, tmp_path / "scratch")
+    assert [(each.asset, each.day, each.difference) for each in found if each.difference] == []
+    chain = {(each.asset, each.day) for each in found}
+    updated = {f"{name}_model" for name in ("repeat", "als", "sequence")}
+    assert chain >= {("interactions", day) for day in DAYS[:5]}
+    assert chain >= {(asset, day) for asset in ("training_set", "hybrid_model", *updated) for day in DAYS[3:5]}
+    assert chain >= {("recommendations", DAYS[4]), ("similar_items", DAYS[4])}
+    equal, text = verdict(found)
+    assert equal
+    assert text.startswith(f"equal: {sum(each.files for each in found)} files of {len(found)} partitions")
+    assert snapshot(quick_home.settings.store) == before, "nothing published was touched"
+
+
+def test_one_asset_needs_no_other(quick_home: Pipeline, tmp_path: Path) -> None:
+    found = replayed(quick_home, DAYS[4], "als_model", tmp_path / "als")
+    assert {each.asset for each in found} == {"interactions", "training_set", "als_model"}
+    assert [each.day for each in found if each.asset == "als_model"] == [DAYS[3], DAYS[4]]
+    assert {each.day for each in replayed(quick_home, DAYS[2], "interactions", tmp_path / "one")} == {DAYS[2]}
+
+
+def test_lists_of_another_days_champion(quick_home: Pipeline, tmp_path: Path) -> None:
+    assert (quick_home.tables.info("recommendations", DAYS[3]) or {})["model_day"] == DAYS[5]
+    found = replayed(quick_home, DAYS[3], "recommendations", tmp_path / "lists")
+    assert verdict(found)[0]
+    assert {each.asset for each in found} == {"interactions", "training_set", "recommendations"}
+
+
+def harmed(pipeline: Pipeline, asset: str, name: str) -> None:
+    """Publishes other bytes under the version that stands there: what a broken disk or a clever hand would leave."""
+    from safetensors.numpy import load_file, save_file
+
+    good = pipeline.artifacts.need(asset, DAYS[4])
+    with pipeline.artifacts.publish(asset, DAYS[4], good.version, good.info) as folder:
+        shutil.copytree(good.path, folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        arrays = load_file(folder / name)
+        first = sorted(key for key, array in arrays.items() if array.dtype.kind == "f" and array.size)[0]
+        arrays[first] = arrays[first] + 1
+        (folder / name).unlink()
+        save_file(arrays, folder / name)
+
+
+def test_the_first_difference_is_named(home: Pipeline, tmp_path: Path) -> None:
+    harmed(home, "als_model", "final/arrays.safetensors")
+    found = replayed(home, DAYS[4], "als_model", tmp_path / "scratch")
+    wrong = [each for each in found if each.difference]
+    assert [(each.asset, each.day) for each in wrong] == [("als_model", DAYS[4])]
+    assert "final/arrays.safetensors: item_factors, by at most 1" in str(wrong[0].difference)
+    equal, text = verdict(found)
+    assert not equal
+    assert text.startswith(f"not equal: first als_model of {DAYS[4]}: final/arrays.safetensors: item_factors")
+
+    frame = home.tables.read("interactions", DAYS[1]).with_columns(item_id=pl_reverse("item_id"))
+    home.tables.publish_frame("interactions", DAYS[1], frame, home.tables.info("interactions", DAYS[1]) or {})
+    first = next(each for each in replayed(home, DAYS[4], "als_model", tmp_path / "again") if each.difference)
+    assert (first.asset, first.day) == ("interactions", DAYS[1])
+    assert first.difference == f"{DAYS[1]}.parquet: column item_id from row 0 on"
+
+
+def pl_reverse(column: str) -> Any:
+    import polars as pl
+
+    return pl.col(column).reverse()
+
+
+def test_other_settings_are_said(home: Pipeline, tmp_path: Path) -> None:
+    other = changed(home, sequence={"max_tokens": 1000}, als={"alpha": 9.0})
+    first = next(each for each in replayed(other, DAYS[4], "als_model", tmp_path / "scratch") if each.difference)
+    assert (first.asset, first.day) == ("als_model", DAYS[3])
+    assert str(first.difference).endswith("was made: other settings")
+
+
+def test_inputs_that_moved_on_are_named(home: Pipeline, tmp_path: Path) -> None:
+    home.bucket.put(f"logs/{DAYS[2].replace('-', '/')}/late.json", b"[]")
+    run(home, INGEST, [DAYS[2]])
+    with pytest.raises(InputError, match=rf"interactions of {DAYS[2]} are version \w+ now, and were \w+ when this"):
+        replayed(home, DAYS[4], None, tmp_path / "scratch")
+
+
+def test_what_is_not_kept_cannot_be_replayed(home: Pipeline, tmp_path: Path) -> None:
+    gone = home.artifacts.need("als_model", DAYS[3])
+    shutil.rmtree(gone.path)
+    with pytest.raises(ArtifactError, match=rf"als_model of {DAYS[3]}, version {gone.version}, is not kept any more"):
+        replayed(home, DAYS[4], "als_model", tmp_path / "scratch")
+    with pytest.raises(InputError, match="nothing_model cannot be replayed; known are interactions, training_set"):
+        replayed(home, DAYS[4], "nothing_model", tmp_path / "scratch")
+    with pytest.raises(ArtifactError, match="als_model has no partition 2031-01-01 yet"):
+        replayed(home, "2031-01-01", "als_model", tmp_path / "scratch")
+
+
+def test_another_environment_is_never_called_equal(
+    home: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = environment()
+    elsewhere = {**there, "kernels": ["Haswell"], "libraries": {**there["libraries"], "numpy": "1.0"}}
+    assert differences(there, there) == []
+    assert differences(None, there) == ["it does not say in which environment it was made"]
+    monkeypatch.setattr(artifacts_module, "environment", lambda: elsewhere)
+    shutil.rmtree(home.settings.store / "popularity_model")
+    run(home, ["popularity_model"], [DAYS[4]])
+    monkeypatch.undo()
+    found = replayed(home, DAYS[4], "popularity_model", tmp_path / "scratch")
+    equal, text = verdict(found)
+    assert equal
+    assert not text.startswith("equal")
+    assert "though the environment is another one (kernels: made with ['Haswell'], here" in text
+    assert "numpy: made with 1.0, here" in text
+    equal, text = verdict([Compared("a", "d", "v", 1, "x", ["numpy: made with 1.0, here 2"])])
+    assert not equal
+    assert text.endswith("so nothing is claimed")
+
+
+def test_the_verb(home: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RECSYS_HOME", "")
+    place = ["--home", str(home.settings.home), "replay", "--day", DAYS[4], "--asset"]
+    done = CliRunner().invoke(main, [*place, "als_model", "--into", str(tmp_path / "kept")])
+    assert done.exit_code == 0, done.output
+    assert "equal: " in done.output
+    assert list((tmp_path / "kept").rglob("*.safetensors"))
+    harmed(home, "als_model", "test/arrays.safetensors")
+    done = CliRunner().invoke(main, [*place, "als_model"])
+    assert done.exit_code == 1
+    assert "not equal: first als_model" in done.output
+    assert not list(home.settings.store.rglob(".tmp-*"))
