@@ -2,8 +2,9 @@
 
 import functools
 import itertools
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -20,11 +22,20 @@ from recsys_assets.ingest import listing
 from recsys_assets.ingest.decode import RAW_SCHEMA, raw_batches
 from recsys_assets.ingest.rules import apply_rules
 from recsys_assets.ingest.sensors import FINGERPRINT
-from recsys_assets.ingest.validate import CleanResult, clean
+from recsys_assets.ingest.validate import (
+    INTERACTIONS_SCHEMA,
+    REJECTED_SCHEMA,
+    CleanResult,
+    clean,
+    clean_large,
+    is_large,
+)
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import InputError, Pipeline, explained_failures
+from recsys_assets.settings import Settings
 from recsys_assets.storage.artifacts import version_of
 from recsys_assets.storage.bucket import LogObject, fetch
+from recsys_assets.storage.files import temporary_name
 from recsys_assets.storage.tables import info_text
 from recsys_assets.storage.warehouse import scratch
 
@@ -430,10 +441,29 @@ def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: st
     existing = pipeline.tables.sound_info("interactions", day)
     if existing is not None and existing["version"] == version:
         return Cleaned(existing, False, existing["counts"]["kept"])
-    result = apply_rules(clean(connection, raw, day, pipeline.settings), pipeline.settings.ingest)
-    if existing is not None and not force:
-        _refuse_loss(pipeline, day, existing, result, raw_info["bytes"])
-    info = {
+    kept_before = existing["counts"]["kept"] if existing is not None else None
+    rules = functools.partial(apply_rules, settings=pipeline.settings.ingest)
+
+    def info_of(result: CleanResult) -> dict[str, Any]:
+        if existing is not None and not force:
+            _refuse_loss(pipeline, day, existing, result, raw_info["bytes"])
+        return _clean_info(result, raw_info, version)
+
+    # Kept and rejected rows lie in one file, told apart by `reason`: two files could disagree after a kill.
+    if is_large(raw):
+        write = functools.partial(_write_large, connection, raw, day, pipeline.settings, rules, info_of)
+        pipeline.tables.publish("interactions", day, write)
+        info = pipeline.tables.info("interactions", day) or {}
+    else:
+        result = rules(clean(connection, raw, day, pipeline.settings))
+        info = info_of(result)
+        frame = pl.concat([result.interactions, result.rejected], how="diagonal")
+        pipeline.tables.publish_frame("interactions", day, frame, info)
+    return Cleaned(info, True, kept_before)
+
+
+def _clean_info(result: CleanResult, raw_info: dict[str, Any], version: str) -> dict[str, Any]:
+    return {
         "version": version,
         FINGERPRINT: raw_info[FINGERPRINT],
         "raw_bytes": raw_info["bytes"],
@@ -450,10 +480,32 @@ def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: st
         "examples": _examples(result),
         "objects": _damaged(result),
     }
-    # Kept and rejected rows lie in one file, told apart by `reason`: two files could disagree after a kill.
-    frame = pl.concat([result.interactions, result.rejected], how="diagonal")
-    pipeline.tables.publish_frame("interactions", day, frame, info)
-    return Cleaned(info, True, existing["counts"]["kept"] if existing is not None else None)
+
+
+def _write_large(
+    connection: duckdb.DuckDBPyConnection,
+    raw: Path,
+    day: str,
+    settings: Settings,
+    rules: Callable[[CleanResult], CleanResult],
+    info_of: Callable[[CleanResult], dict[str, Any]],
+    path: Path,
+) -> None:
+    """Writes a day that is cleaned in portions, with the columns of one that is cleaned at once."""
+    columns = {**INTERACTIONS_SCHEMA, "session_id": pl.Int32(), **REJECTED_SCHEMA}
+    nothing = pl.DataFrame(schema=columns)
+
+    def to_arrow(rows: pl.DataFrame) -> pa.Table:
+        return pl.concat([nothing, rows], how="diagonal").to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    with (
+        tempfile.TemporaryDirectory(prefix=temporary_name(), dir=path.parent) as spill,
+        pq.ParquetWriter(path, to_arrow(nothing).schema, compression="zstd") as writer,
+    ):
+        result = clean_large(
+            connection, raw, day, settings, rules, lambda rows: writer.write_table(to_arrow(rows)), Path(spill)
+        )
+        writer.add_key_value_metadata({"recsys": info_text(info_of(result))})
 
 
 def _refuse_loss(pipeline: Pipeline, day: str, existing: dict[str, Any], result: CleanResult, raw_bytes: int) -> None:

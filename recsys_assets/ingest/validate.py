@@ -37,10 +37,11 @@ price, in this order. What becomes of odd input:
 | same user, item, action and millisecond within the day | the first by (key, record) is kept, the others are counted |
 """
 
-import glob
+import itertools
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -49,6 +50,8 @@ import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys_assets.ingest.decode import EXCERPT_CHARACTERS, Rejection, is_whole, split
@@ -59,7 +62,10 @@ EARLIEST_MS = 946_684_800_000  # 2000-01-01
 _LATEST_GUESS_MS = 4_102_444_800_000  # 2100-01-01: up to here a wrong unit is recognised
 _DAY_MS = 86_400_000
 _SLACK_DAYS = 2  # clocks of clients run ahead, and time zones reach a day over the server's
-_TEXTS_AT_ONCE = 1 << 27  # bytes of record texts cleaned together
+_TEXT_AT_ONCE = 5 << 25  # bytes of objects cleaned together: a larger day is cleaned in portions
+_CUT_AT_ONCE = 1 << 27  # bytes of records that were cut out of damaged objects and objects of lines
+_SPILL_GROUP = 1 << 14  # rows that are read back together
+_SPILL_RANGE = 1 << 20
 
 INTERACTIONS_SCHEMA = pl.Schema(
     {
@@ -81,6 +87,18 @@ REJECTED_SCHEMA = pl.Schema(
         "excerpt": pl.String(),
         "source_key": pl.String(),
         "record": pl.Int32(),
+    }
+)
+_EVENT_COLUMNS = ("object", "record", "user_id", "item_id", "action", "ms", "category_id", "price")
+_EVENT_TYPES = (pl.Int32(), pl.Int32(), pl.String(), pl.String(), pl.Int32(), pl.Int64(), pl.String(), pl.Float64())
+_EVENT_SCHEMA = pl.Schema(zip(_EVENT_COLUMNS, _EVENT_TYPES, strict=True))  # object and action are positions
+_TOLD_SCHEMA = pl.Schema(
+    {
+        "object": pl.Int32(),
+        "record": pl.Int32(),
+        "reason": pl.String(),
+        "detail": pl.String(),
+        "excerpt": pl.String(),
     }
 )
 
@@ -131,66 +149,204 @@ def clean(connection: duckdb.DuckDBPyConnection, raw: pa.Table | Path, day: str,
         ConservationError: names the objects whose records do not add up.
         ValueError: a key stands in two rows.
     """
-    source = f"read_parquet({_literal(glob.escape(str(raw)))})" if isinstance(raw, Path) else "raw_objects"
-    with connection.cursor() as cursor, connection.cursor() as reader:
-        for each in (cursor, reader):
-            if not isinstance(raw, Path):
-                each.register("raw_objects", raw)
-        return _clean(cursor, reader, source, day, settings)
-
-
-def _clean(
-    cursor: duckdb.DuckDBPyConnection, reader: duckdb.DuckDBPyConnection, source: str, day: str, settings: Settings
-) -> CleanResult:
-    counted = cursor.execute(_COUNT.format(source=source)).fetchall()
-    counted.sort(key=lambda row: row[0].encode())
-    keys = [row[0] for row in counted]
-    if len(set(keys)) < len(keys):
-        raise ValueError("the raw day holds a key twice")
-    objects = pa.table(
-        {
-            "key": pa.array(keys, pa.string()),
-            "object": pa.array(range(len(keys)), pa.int32()),
-            "limit_ms": pa.array([row[1] + (_SLACK_DAYS + 1) * _DAY_MS for row in counted], pa.int64()),
-            "is_array": pa.array([row[2] is not None for row in counted], pa.bool_()),
-        }
-    )
-    cursor.register("objects", objects)
-    reader.register("objects", objects)
-    records_in = np.array([row[2] or 0 for row in counted], np.int64)  # arrays; the others are counted as they are cut
-
+    table = raw if isinstance(raw, pa.Table) else _fragment(raw).to_table()
     names = sorted(settings.actions)
-    found = [_judged(cursor, _FROM_ARRAYS.format(source=source, spec=_literal(f"[{_SPEC}]")), names)]
+    with connection.cursor() as cursor, connection.cursor() as reader:
+        objects = _objects(table)
+        records_in, events, rejected = _judge(cursor, reader, table, objects, names)
+    result = _result(events, rejected, objects["key"], records_in, day, settings)
+    assert_conserved(result.by_key)
+    return result
+
+
+def is_large(raw: Path) -> bool:
+    """Whether a raw day is so large that `clean_large` must take it."""
+    return len(_row_groups(_fragment(raw))) > 1
+
+
+def clean_large(
+    connection: duckdb.DuckDBPyConnection,
+    raw: Path,
+    day: str,
+    settings: Settings,
+    rules: Callable[[CleanResult], CleanResult],
+    write: Callable[[pl.DataFrame], None],
+    spill: Path,
+) -> CleanResult:
+    """`clean` and `rules` in bounded memory: some objects at a time, then some users at a time.
+
+    Args:
+        rules: applied to all events of some users at a time (rules.apply_rules).
+        write: takes the rows in the order they have in CleanResult: interactions, then rejected.
+        spill: an empty folder for what does not fit into memory, about a tenth of the text.
+
+    Returns:
+        The counts of the day. Its `interactions` are empty, its `rejected` hold the first row of each reason.
+
+    Raises:
+        ConservationError, ValueError: as `clean`, the former perhaps after `write` took rows.
+    """
+    fragment = _fragment(raw)
+    objects = _objects(fragment.to_table(columns=["key", "last_modified"]))
+    keys, names = objects["key"], sorted(settings.actions)
+    by_user, by_key = _Spill(spill, "user_id"), _Spill(spill, "source_key")
+    records_in = np.zeros(len(keys), np.int64)
+    for groups in _row_groups(fragment):
+        with connection.cursor() as cursor, connection.cursor() as reader:
+            table = fragment.subset(row_group_ids=groups).to_table()
+            counted, events, rejected = _judge(cursor, reader, table, objects, names)
+        records_in += counted
+        by_user.add(events[pl.Series(_ranks(events["user_id"])).arg_sort()])
+        by_key.add(_named(rejected, keys))
+        del table, events, rejected
+
+    nobody = pl.DataFrame(schema=_TOLD_SCHEMA)
+    total = rules(_result(pl.DataFrame(schema=_EVENT_SCHEMA), nobody, keys, records_in, day, settings))
+    items = pl.Series([], dtype=pl.String())
+    counts = np.zeros((len(keys), 3), np.int64)  # kept, duplicates, rejected
+    for events in by_user.ranges():
+        part = rules(_result(events, nobody, keys, None, day, settings))
+        write(part.interactions)
+        by_key.add(part.rejected)
+        counts[:, :2] += part.by_key.select("kept", "duplicates").to_numpy()
+        items = pl.concat([items, part.interactions["item_id"]]).unique()
+        total = replace(
+            total,
+            kept=total.kept + part.kept,
+            duplicates=total.duplicates + part.duplicates,
+            off_day=total.off_day + part.off_day,
+            actions={action: count + part.actions[action] for action, count in total.actions.items()},
+            users=total.users + part.users,
+        )
+    reasons: Counter[str] = Counter()
+    examples = total.rejected
+    for rejected in by_key.ranges():
+        rejected = rejected.sort("source_key", "record")
+        write(rejected)
+        counts[:, 2] += np.bincount(keys.search_sorted(rejected["source_key"]).to_numpy(), minlength=len(keys))
+        reasons.update(dict(rejected["reason"].value_counts().iter_rows()))
+        examples = pl.concat([examples, rejected]).unique("reason", keep="first", maintain_order=True)
+    total = replace(
+        total,
+        items=len(items),
+        rejected=examples,
+        rejections=dict(sorted(reasons.items())),
+        by_key=_by_key(keys, records_in, *counts.T),
+    )
+    assert_conserved(total.by_key)
+    return total
+
+
+class _Spill:
+    """Rows on disk, each portion sorted by the column `by`, to be read back in ranges of it."""
+
+    def __init__(self, folder: Path, by: str) -> None:
+        self._folder = folder
+        self._by = by
+        self._paths: list[Path] = []
+        self._samples: list[pl.Series] = []
+
+    def add(self, portion: pl.DataFrame) -> None:
+        if len(portion):
+            path = self._folder / f"{self._by}-{len(self._paths)}.parquet"
+            pq.write_table(portion.to_arrow(), path, compression="lz4", row_group_size=_SPILL_GROUP)
+            self._paths.append(path)
+            self._samples.append(portion[self._by].gather_every(_SPILL_GROUP))
+
+    def ranges(self) -> Iterator[pl.DataFrame]:
+        """All rows in successive ranges, of about _SPILL_RANGE rows if no one value has more."""
+        if not self._paths:
+            return
+        column = pl.col(self._by)
+        starts = pl.concat(self._samples).sort().gather_every(max(_SPILL_RANGE // _SPILL_GROUP, 1))
+        for start, end in itertools.pairwise([None, *starts[1:].unique(maintain_order=True), None]):
+            inside = pl.lit(True) if start is None else column >= start
+            rows = pl.scan_parquet(self._paths).filter(inside if end is None else inside & (column < end)).collect()
+            if len(rows):
+                yield rows
+
+
+def _fragment(raw: Path) -> ds.ParquetFileFragment:
+    (fragment,) = ds.dataset(raw, format="parquet").get_fragments()
+    return fragment
+
+
+def _row_groups(fragment: ds.ParquetFileFragment) -> list[list[int]]:
+    """The file's row groups, together where they hold at most _TEXT_AT_ONCE."""
+    portions: list[list[int]] = [[]]
+    held = 0
+    for group in fragment.row_groups:
+        held += group.total_byte_size
+        if portions[-1] and held > _TEXT_AT_ONCE:
+            portions.append([])
+            held = group.total_byte_size
+        portions[-1].append(group.id)
+    return portions
+
+
+def _objects(raw: pa.Table) -> pl.DataFrame:
+    """The day's objects in the order of their keys: key, object (the number), limit_ms (timestamps lie before it).
+
+    Raises:
+        ValueError: a key stands in two rows.
+    """
+    frame = pl.DataFrame({"key": raw["key"], "last_modified": raw["last_modified"]}).sort("key")
+    if frame["key"].n_unique() < len(frame):
+        raise ValueError("the raw day holds a key twice")
+    return frame.select(
+        "key",
+        pl.int_range(pl.len(), dtype=pl.Int32()).alias("object"),
+        pl.col("last_modified").dt.truncate("1d").dt.epoch("ms").alias("limit_ms") + (_SLACK_DAYS + 1) * _DAY_MS,
+    )
+
+
+def _judge(
+    cursor: duckdb.DuckDBPyConnection,
+    reader: duckdb.DuckDBPyConnection,
+    raw: pa.Table,
+    objects: pl.DataFrame,
+    names: list[str],
+) -> tuple[NDArray[np.int64], pl.DataFrame, pl.DataFrame]:
+    """Every record on its own: int64[objects], how many each object has; the valid events (_EVENT_SCHEMA, in no order);
+    and the others (_TOLD_SCHEMA, by object and record)."""
+    for each in (cursor, reader):
+        each.register("raw_objects", raw)
+    counted = _frame(cursor.sql(_COUNT)).join(objects, on="key")
+    records_in = np.zeros(len(objects), np.int64)  # of arrays; the others are counted as they are cut
+    records_in[counted["object"].to_numpy()] = counted["records"].fill_null(0).to_numpy()
+    here = counted.select("key", "object", "limit_ms", pl.col("records").is_not_null().alias("is_array")).to_arrow()
+    for each in (cursor, reader):
+        each.register("objects", here)
+
+    found = [_judged(cursor, _FROM_ARRAYS, names)]
     told: list[tuple[int, int, Rejection]] = []
-    for texts in _cut(reader, source, records_in, told):
+    for texts in _cut(reader, records_in, told):
         cursor.register("texts", texts)
         found.append(_judged(cursor, _FROM_TEXTS, names))
         cursor.unregister("texts")
     records = pl.concat(found)
+    rejected = _explain(cursor, records.filter(pl.col("reason").is_not_null()), told)
+    return records_in, records.filter(pl.col("reason").is_null()).select(*_EVENT_COLUMNS), rejected
 
-    rejected = _explain(cursor, source, records.filter(pl.col("reason").is_not_null()), told)
-    events, is_duplicate = _deduplicate(records.filter(pl.col("reason").is_null()))
 
-    duplicates = events["object"].filter(is_duplicate)
-    kept = events.filter(~is_duplicate) if len(duplicates) else events
+def _result(
+    events: pl.DataFrame,
+    rejected: pl.DataFrame,
+    keys: pl.Series,
+    records_in: NDArray[np.int64] | None,
+    day: str,
+    settings: Settings,
+) -> CleanResult:
+    """The result of judged records. `records_in`: of each object; None: just these."""
+    names = sorted(settings.actions)
+    start_ms, end_ms = _bounds_ms(day, settings.calendar.time_zone)
+    order, again, users, items = _deduplicated(events)
 
     def per_object(numbers: pl.Series) -> NDArray[np.int64]:
         return np.bincount(numbers.to_numpy(), minlength=len(keys))
 
-    source_keys = pl.Series(keys, dtype=pl.String())
-    by_key = pl.DataFrame(
-        {
-            "key": source_keys,
-            "records_in": records_in,
-            "kept": per_object(kept["object"]),
-            "duplicates": per_object(duplicates),
-            "rejected": per_object(rejected["object"]),
-        },
-        schema={"key": pl.String(), **dict.fromkeys(("records_in", "kept", "duplicates", "rejected"), pl.Int64())},
-    )
-    assert_conserved(by_key)
-
-    start_ms, end_ms = _bounds_ms(day, settings.calendar.time_zone)
+    duplicates = per_object(events["object"].gather(again))
+    kept = events.rechunk().select(pl.all().gather(order))
     interactions = kept.select(
         "user_id",
         "item_id",
@@ -198,25 +354,44 @@ def _clean(
         pl.col("ms").cast(pl.Datetime("ms")).alias("timestamp"),
         "category_id",
         "price",
-        source_keys.gather(kept["object"]).alias("source_key"),
+        keys.gather(kept["object"]).alias("source_key"),
         "record",
         ~pl.col("ms").is_between(start_ms, end_ms, closed="left").alias("off_day"),
     ).match_to_schema(INTERACTIONS_SCHEMA)
-    per_action = dict(zip(names, np.bincount(kept["action"].to_numpy(), minlength=len(names)).tolist(), strict=True))
+    counts = (per_object(kept["object"]), duplicates, per_object(rejected["object"]))
+    by_key = _by_key(keys, np.sum(counts, 0) if records_in is None else records_in, *counts)
+    per_action = np.bincount(kept["action"].to_numpy(), minlength=len(names)).tolist()
     return CleanResult(
         interactions=interactions,
-        rejected=rejected.select(
-            "reason", "detail", "excerpt", source_keys.gather(rejected["object"]).alias("source_key"), "record"
-        ).match_to_schema(REJECTED_SCHEMA),
-        records_in=int(records_in.sum()),
-        kept=len(interactions),
-        duplicates=len(duplicates),
+        rejected=_named(rejected, keys),
+        records_in=int(by_key["records_in"].sum()),
+        kept=len(kept),
+        duplicates=len(again),
         rejections=dict(rejected["reason"].value_counts().sort("reason").iter_rows()),
         off_day=int(interactions["off_day"].sum()),
-        actions={action: per_action[action] for action in settings.actions},
-        users=kept["user_rank"].n_unique(),
-        items=kept["item_rank"].n_unique(),
+        actions={action: per_action[names.index(action)] for action in settings.actions},
+        users=users,
+        items=items,
         by_key=by_key,
+    )
+
+
+def _named(rejected: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
+    """Rejected records (_TOLD_SCHEMA) in REJECTED_SCHEMA."""
+    source_key = keys.gather(rejected["object"]).alias("source_key")
+    return rejected.select("reason", "detail", "excerpt", source_key, "record").match_to_schema(REJECTED_SCHEMA)
+
+
+def _by_key(
+    keys: pl.Series,
+    records_in: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    duplicates: NDArray[np.int64],
+    rejected: NDArray[np.int64],
+) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"key": keys, "records_in": records_in, "kept": kept, "duplicates": duplicates, "rejected": rejected},
+        schema={"key": pl.String(), **dict.fromkeys(("records_in", "kept", "duplicates", "rejected"), pl.Int64())},
     )
 
 
@@ -240,37 +415,47 @@ def _bounds_ms(day: str, time_zone: str) -> tuple[int, int]:
     return start, end
 
 
-def _deduplicate(records: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-    """The records sorted by (user, timestamp, item, action, key, record), and bool[n]: same event as the one before."""
-    identity = ["user_rank", "ms", "item_rank", "action"]
-    records = (
-        records.drop("reason", "detail", "excerpt")
-        .with_columns(user_rank=_ranks(records["user_id"]), item_rank=_ranks(records["item_id"]))
-        .sort([*identity, "object", "record"])
-    )
-    same = pl.all_horizontal(pl.col(column) == pl.col(column).shift(1) for column in identity)
-    return records, records.select(same.fill_null(False).alias("same"))["same"]
+def _deduplicated(events: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
+    """Rows to keep, in the order of (user_id, timestamp, item_id, action); rows that repeat one; distinct users, items.
+
+    Sorting one integer is four times faster than sorting by all columns, and leaves few rows that share a user and a
+    moment (or many in a small day): only these are sorted by all.
+    """
+    user, item = _ranks(events["user_id"]), _ranks(events["item_id"])
+    action, ms, place, record = (events[name].to_numpy() for name in ("action", "ms", "object", "record"))
+    since = ms - ms.min(initial=_LATEST_GUESS_MS)
+    coarse = user << 32
+    if since.max(initial=0) < 2**32:  # 49 days
+        coarse |= since
+    order = pl.Series(coarse).arg_sort().to_numpy().astype(np.int64)
+    follows = np.flatnonzero(np.diff(coarse[order]) == 0) + 1  # places in the order, equal to the one before
+    tied = np.union1d(follows, follows - 1)
+    rows = order[tied]
+    order[tied] = rows[np.lexsort([each[rows] for each in (record, place, action, item, ms, coarse)])]
+    now, before = order[follows], order[follows - 1]
+    same = (item[now] == item[before]) & (ms[now] == ms[before]) & (action[now] == action[before])
+    users, items = (int(each.max(initial=-1)) + 1 for each in (user, item))
+    return np.delete(order, follows[same]), now[same], users, items
 
 
-def _ranks(texts: pl.Series) -> pl.Series:
+def _ranks(texts: pl.Series) -> NDArray[np.int64]:
     """The position of each text among the distinct ones in byte order: far cheaper to sort by than the text."""
     codes = pa.chunked_array([texts.to_arrow().cast(pa.large_string())]).combine_chunks().dictionary_encode()
     order = pl.Series(codes.dictionary).arg_sort().to_numpy()
-    rank = np.empty(len(order), np.uint32)
-    rank[order] = np.arange(len(order), dtype=np.uint32)
-    return pl.Series(rank[codes.indices.to_numpy()])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[codes.indices.to_numpy()]
 
 
 def _cut(
     reader: duckdb.DuckDBPyConnection,
-    source: str,
     records_in: NDArray[np.int64],
     told: list[tuple[int, int, Rejection]],
 ) -> Iterator[pa.Table]:
     """Cuts the objects that are no sound array into tables (object, record, limit_ms, text); fills the other two."""
     rows: list[tuple[int, int, int, bytes]] = []
     held = 0
-    reader.execute(_OTHER_OBJECTS.format(source=source))
+    reader.execute(_OTHER_OBJECTS)
     while fetched := reader.fetchmany(20):
         for number, limit_ms, content, reason, detail in fetched:
             pieces = [piece for _, piece in split(content or b"")]
@@ -285,7 +470,7 @@ def _cut(
                 else:
                     rows.append((number, record, limit_ms, piece))
                     held += len(piece) + 100
-            if held > _TEXTS_AT_ONCE:
+            if held > _CUT_AT_ONCE:
                 yield _texts(rows)
                 rows, held = [], 0
     if rows:
@@ -302,21 +487,21 @@ def _texts(rows: Iterable[tuple[int, int, int, bytes]]) -> pa.Table:
 
 
 def _explain(
-    cursor: duckdb.DuckDBPyConnection, source: str, rejected: pl.DataFrame, told: list[tuple[int, int, Rejection]]
+    cursor: duckdb.DuckDBPyConnection, rejected: pl.DataFrame, told: list[tuple[int, int, Rejection]]
 ) -> pl.DataFrame:
     """Adds the excerpts that arrays still lack, tells what is no object, and joins the rejections of the cutting."""
-    columns = ["object", "record", "reason", "detail", "excerpt"]
+    columns = list(_TOLD_SCHEMA)
     from_texts = rejected.filter(pl.col("excerpt").is_not_null()).select(columns)
     from_arrays = rejected.filter(pl.col("excerpt").is_null()).select(columns[:-1])
     if len(from_arrays):
         cursor.register("wanted", from_arrays.to_arrow())
-        excerpts = _frame(cursor.sql(_EXCERPTS.format(source=source)))
+        excerpts = _frame(cursor.sql(_EXCERPTS))
         from_arrays = from_arrays.join(excerpts, on=["object", "record"], how="left")
     else:
         from_arrays = from_texts.clear()
     cut = pl.DataFrame(
         [(number, record, why.reason, why.detail, why.excerpt) for number, record, why in told],
-        schema={name: from_texts.schema[name] for name in columns},
+        schema=_TOLD_SCHEMA,
         orient="row",
     )
     no_object = (pl.col("reason") == "missing_timestamp") & ~pl.col("excerpt").str.starts_with("{")
@@ -337,17 +522,18 @@ _FIELDS = ("timestamp", "item_id", "user_id", "action", "category_id", "price")
 _SPEC = json.dumps(dict.fromkeys(_FIELDS, "JSON"))  # each field as its own JSON text, null where absent or null
 
 _COUNT = """
-SELECT key, epoch_ms(date_trunc('day', last_modified)),
+SELECT key,
     CASE WHEN reason IS NULL AND starts_with(TRY(decode(content)), '[') THEN TRY(json_array_length(decode(content))) END
-FROM {source}"""
+    ::BIGINT AS records
+FROM raw_objects"""
 
-_FROM_ARRAYS = """
+_FROM_ARRAYS = f"""
 SELECT object, record, limit_ms, fields, false AS malformed, NULL AS excerpt
 FROM (
     SELECT object, limit_ms, unnest(range(len(list)))::INTEGER AS record, unnest(list) AS fields
     FROM (
-        SELECT object, limit_ms, TRY(from_json(decode(content), {spec})) AS list
-        FROM {source} JOIN objects USING (key)
+        SELECT object, limit_ms, TRY(from_json(decode(content), '[{_SPEC}]')) AS list
+        FROM raw_objects JOIN objects USING (key)
         WHERE is_array))"""
 
 _FROM_TEXTS = f"""
@@ -360,7 +546,7 @@ FROM (
     FROM (SELECT object, record, limit_ms, text AS bytes, TRY(decode(text)) AS text FROM texts))"""
 
 _OTHER_OBJECTS = """
-SELECT object, limit_ms, content, reason, detail FROM {source} JOIN objects USING (key)
+SELECT object, limit_ms, content, reason, detail FROM raw_objects JOIN objects USING (key)
 WHERE NOT is_array ORDER BY object"""
 
 _EXCERPTS = f"""
@@ -369,7 +555,7 @@ FROM (
     SELECT object, unnest(range(len(list)))::INTEGER AS record, unnest(list) AS element
     FROM (
         SELECT object, from_json(decode(content), '["JSON"]') AS list
-        FROM {{source}} JOIN objects USING (key)
+        FROM raw_objects JOIN objects USING (key)
         WHERE object IN (SELECT object FROM wanted)))
 SEMI JOIN wanted USING (object, record)"""
 
