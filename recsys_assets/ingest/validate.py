@@ -10,29 +10,31 @@ price, in this order. What becomes of odd input:
 |---|---|
 | byte-order mark, UTF-16 | read as text |
 | array; a record a line; records one after the other; trailing, missing or doubled commas between records | read |
-| bytes that are no UTF-8 | malformed_json, that record only |
+| bytes that are no UTF-8 (in UTF-16: a lone surrogate, half a character) | malformed_json, that record only |
 | quotes or brackets that do not match | malformed_json, once up to the next sound record, or for the rest |
 | cut off (also inside gzip or zstd) | the records before the cut, and malformed_json once for the rest |
 | corrupt gzip or zstd | malformed_json for the object: nothing that came out can be trusted |
 | decompressed text above bucket.max_object_mb | too_large for the object |
 | lone surrogate (`"\\ud800"`), raw control character in a text | malformed_json |
 | element that is no object (5, "x", null, [..]) | not_an_object |
+| a comma behind the last field of a record or the last element of a list | ignored |
 | deep nesting in a field that is not used | ignored, as all unknown fields are |
+| a field's name in another case or with white space | an unknown field; written with escapes it is the same |
 | the same field twice in a record | the first one counts |
 | required field absent or null | missing_FIELD |
 | category_id or price absent, null or "" | null |
-| id 31, "31", 31.0, " 31 " | the id `31`: white space around is removed; a text is otherwise taken as it stands |
-| id 31.5, true, {..}, [..], number with a point or exponent from 2^53 on | wrong_type_FIELD |
+| id 31, "31", 31.0, " 31 " | the id `31`: ASCII white space around is removed; a text is otherwise taken as it stands |
+| id 31.5, NaN, true, {..}, [..], number with a point or exponent from 2^53 on | wrong_type_FIELD |
 | integer id of any length | its digits |
 | id "" or longer than 256 characters | out_of_range_FIELD |
 | timestamp 1764547200000, 1764547200000.0, "1764547200000" | milliseconds since 1970 UTC |
-| timestamp 1764547200, 1764547200000000 and so on | bad_timestamp, the detail says seconds, micro- or nanoseconds |
+| timestamp of 2000 to 2100 in another unit: 1764547200, 1764547200000000 | bad_timestamp, the detail names the unit |
 | timestamp that is another text ("2025-12-01") | bad_timestamp |
 | timestamp before 2000, or after the day of LastModified (UTC) plus two days | out_of_range_timestamp |
 | action in another case or with white space around | the action of the settings, if only one fits |
 | action that the settings do not name | unknown_action |
 | price "12.50" | 12.5 |
-| price NaN, infinite, 1e400, negative | out_of_range_price; -0.0 is 0.0 |
+| price NaN, Infinity (in any case, inf too), 1e400, negative | out_of_range_price; -0.0 is 0.0 |
 | event outside its partition's local day | kept, off_day is true |
 | same user, item, action and millisecond within the day | the first by (key, record) is kept, the others are counted |
 """
