@@ -18,11 +18,12 @@ from recsys_assets.ingest.decode import EXCERPT_CHARACTERS, raw_table
 from recsys_assets.ingest.validate import CleanResult, clean
 from recsys_assets.settings import Settings
 from recsys_assets.storage.bucket import LogObject
-from recsys_assets_tests.ingest.corpus import BROKEN, DAY, MAX_BYTES, File, Mutator
+from recsys_assets_tests.ingest.corpus import BROKEN, DAY, MAX_BYTES, NOON, File, Mutator
 from recsys_assets_tests.ingest.reference import Event, events_anywhere, judge
 
 RECORDS = int(os.environ.get("CORPUS_RECORDS", "15000"))
 FILES_A_DAY = 300
+MIDNIGHT = NOON - 43_200_000
 SETTINGS = Settings(home=Path("/nowhere"))
 
 
@@ -43,6 +44,8 @@ def disagreements(files: dict[str, File], result: CleanResult) -> list[str]:
     kept = {(row["source_key"], row["record"]): event_of(row) for row in rows}
     rejected = {(row["source_key"], row["record"]): row for row in result.rejected.rows(named=True)}
     identities = {event.identity for event in kept.values()}
+    off = [row for row in rows if row["off_day"] == (MIDNIGHT <= row["ms"] < MIDNIGHT + 86_400_000)]
+    wrong += [f"{row['source_key']} {row['record']}: off_day is {row['off_day']} at {row['ms']}" for row in off]
     seen: set[tuple[str, str, str, int]] = set()
     for key in sorted(files, key=str.encode):
         file, counts = files[key], in_file[key]
