@@ -21,7 +21,7 @@ from recsys_assets.storage.bucket import LogObject
 from recsys_assets_tests.ingest.corpus import BROKEN, DAY, MAX_BYTES, NOON, File, Mutator
 from recsys_assets_tests.ingest.reference import Event, events_anywhere, judge
 
-RECORDS = int(os.environ.get("CORPUS_RECORDS", "15000"))
+RECORDS = int(os.environ.get("CORPUS_RECORDS", "30000"))
 FILES_A_DAY = 300
 MIDNIGHT = NOON - 43_200_000
 SETTINGS = Settings(home=Path("/nowhere"))
