@@ -196,7 +196,7 @@ class AlsSettings(_Section):
     alpha: float = Field(4.0, gt=0, description="confidence is 1 + alpha * weight * decay")
     half_life_days: float = Field(90.0, gt=0)
     iterations: int = Field(12, ge=1)
-    update_iterations: int = Field(2, ge=1)
+    update_iterations: int = Field(1, ge=1, description="sweeps of an update, over all users and the items met since")
 
 
 class SequenceSettings(_Section):

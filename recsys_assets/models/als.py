@@ -25,6 +25,8 @@ from recsys_assets.models.base import (
 from recsys_assets.settings import Settings
 
 _FOLD_IN_ROWS = 256
+# Steps of conjugate gradients in an update: users begin at zero, items where they stood (as in implicit's own sweeps).
+_COLD_STEPS, _WARM_STEPS = 6, 3
 
 
 def confidence(events: Events, at_ms: int, alpha: float, half_life_days: float, n_items: int) -> sparse.csr_matrix:
@@ -52,7 +54,7 @@ class AlsModel:
 
     def __init__(self, item_factors: Floats, seen: NDArray[np.bool_], category: Ints, params: Params) -> None:
         """float32[n_items, f] factors, bool[n_items] items with events, int32[n_items] category (-1 unknown); params:
-        alpha, regularization, half_life_days."""
+        alpha, regularization, half_life_days, end_ms."""
         self.item_factors = item_factors
         self.seen = seen
         self.category = category
@@ -60,39 +62,53 @@ class AlsModel:
 
     @classmethod
     def fit(cls, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
-        return cls._train(data, settings, settings.als.iterations, None, log)
-
-    def update(self, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
-        """A few sweeps over all events, starting from these factors."""
-        if self.item_factors.shape[1] != settings.als.factors:
-            return self.fit(data, settings, log)
-        return self._train(data, settings, settings.als.update_iterations, self.item_factors, log)
-
-    @classmethod
-    def _train(cls, data: TrainingSet, settings: Settings, iterations: int, start: Floats | None, log: Log) -> Self:
-        own, n_items = settings.als, data.events.n_items
-        params = {
-            "alpha": own.alpha,
-            "regularization": own.regularization,
-            "half_life_days": own.half_life_days,
-        }
-        factors = np.zeros((n_items, own.factors), np.float32)
-        seen = np.bincount(data.events.item, minlength=n_items) > 0
+        own = settings.als
+        factors = _first_factors(data.events.n_items, settings)
         if len(data.events):
-            matrix = confidence(data.events, data.end_ms, own.alpha, own.half_life_days, n_items)
-            model = _implicit(own.factors, own.regularization, iterations, settings.training.seed)
-            if start is not None:
-                # implicit does not grow its arrays by itself and reads past their end. Zeros would not do for a new
-                # item all of whose users are new: nothing would ever move either side away from zero.
-                rng = np.random.default_rng(settings.training.seed)
-                noise = rng.normal(0, 0.01, factors.shape).astype(np.float32)
-                model.item_factors = np.where(np.any(start, axis=1)[:, None], start, noise[: len(start)])
-                model.item_factors = np.concatenate([model.item_factors, noise[len(start) :]])
-                model.user_factors = np.zeros((data.events.n_users, own.factors), np.float32)
+            matrix = confidence(data.events, data.end_ms, own.alpha, own.half_life_days, data.events.n_items)
+            model = _implicit(own.factors, own.regularization, own.iterations, settings.training.seed)
+            model.item_factors = factors
+            model.user_factors = np.zeros((data.events.n_users, own.factors), np.float32)
             with one_blas_thread:
                 model.fit(matrix, show_progress=False, callback=lambda i, s, _: log(f"als: sweep {i + 1}, {s:.1f} s"))
-            factors = np.where(seen[:, None], model.item_factors, np.float32(0))
-        return cls(factors, seen, data.items.category, params)
+        return cls._make(factors, data, settings)
+
+    def update(self, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
+        """Half a sweep over all users, half a sweep over the items met since: the others' factors hardly move."""
+        own, since = settings.als, int(self.params["end_ms"])
+        n_old, n_items = len(self.item_factors), data.events.n_items
+        if self.item_factors.shape[1] != own.factors or n_old > n_items or data.end_ms < since:
+            return self.fit(data, settings, log)
+        # implicit does not grow its arrays by itself and reads past their end. Zeros would not do for a new item all
+        # of whose users are new: nothing would ever move either side away from zero.
+        factors = _first_factors(n_items, settings)
+        factors[:n_old][self.seen] = self.item_factors[self.seen]
+        met = np.zeros(n_items, bool)
+        met[data.events.item[data.events.timestamp >= since]] = True
+        met[data.events.item] |= ~np.pad(self.seen, (0, n_items - n_old))[data.events.item]  # new, but late
+        items = np.flatnonzero(met)
+        if len(items):
+            users_items = confidence(data.events, data.end_ms, own.alpha, own.half_life_days, n_items)
+            items_users = users_items.T.tocsr()[items]
+            users = np.zeros((data.events.n_users, own.factors), np.float32)
+            model = _implicit(own.factors, own.regularization, 1, settings.training.seed)
+            with one_blas_thread:
+                for _ in range(own.update_iterations):
+                    model.cg_steps = _COLD_STEPS
+                    model.solver(users_items, users, factors, own.regularization, num_threads=0)
+                    model.cg_steps = _WARM_STEPS
+                    some = factors[items]
+                    model.solver(items_users, some, users, own.regularization, num_threads=0)
+                    factors[items] = some
+        log(f"als: {len(items)} of {n_items} items solved again")
+        return self._make(factors, data, settings)
+
+    @classmethod
+    def _make(cls, factors: Floats, data: TrainingSet, settings: Settings) -> Self:
+        params = settings.als.model_dump(include={"alpha", "regularization", "half_life_days"})
+        seen = np.bincount(data.events.item, minlength=data.events.n_items) > 0
+        factors = np.where(seen[:, None], factors, np.float32(0))
+        return cls(factors, seen, data.items.category, {**params, "end_ms": data.end_ms})
 
     @cached_property
     def _table(self) -> tuple[Floats, NDArray[np.bool_]]:
@@ -164,6 +180,13 @@ class AlsModel:
     @classmethod
     def from_state(cls, arrays: Arrays, params: Params) -> Self:
         return cls(arrays["item_factors"], arrays["seen"], arrays["category"], params)
+
+
+def _first_factors(n_items: int, settings: Settings) -> Floats:
+    """float32[n_items, f] seeded noise, the same for an item however many come after it: a fit of today and one of
+    yesterday then find nearly the same factors, and do not differ by the luck of their draw."""
+    rng = np.random.default_rng(settings.training.seed)
+    return rng.random((n_items, settings.als.factors), np.float32) * np.float32(0.01)
 
 
 def _implicit(factors: int, regularization: float, iterations: int, seed: int) -> Any:
