@@ -21,6 +21,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -114,7 +115,7 @@ def _script(endpoint: str) -> tuple[float, int]:
     return time.perf_counter() - started, len(events)
 
 
-def _compare(name: str, endpoint: str, runs: int, runs_of_script: int, facts: dict[str, object]) -> None:
+def _compare(name: str, endpoint: str, runs: int, runs_of_script: int, facts: dict[str, Any]) -> None:
     started = time.monotonic()
     ours: list[float] = []
     theirs: list[float] = []

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 
 EVENT = ["user_id", "item_id", "action", "timestamp"]
 

@@ -205,6 +205,8 @@ def test_run_a_day_then_a_range(recsys: Callable[..., Result], tmp_path: Path) -
     assert pipeline.tables.days("interactions") == DAYS[:3]
     done = recsys(tmp_path, "status")
     assert done.output.count("up to date") == 3, "the runs are on the home's own instance"
+    done = recsys(tmp_path, "run", "ingest", "--from", DAYS[0], "--to", DAYS[2])
+    assert (done.exit_code, done.output) == (0, "3 of 3 days are unchanged: the same objects, the same rules\n")
 
 
 @pytest.mark.parametrize(
