@@ -181,16 +181,16 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
     days = _days(day, first, last)
     pipeline = Pipeline.open()
     with open_instance(pipeline) as instance:
-        run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit and job == "train" else None)
-
-
-@main.command()
         if job == "ingest":
             from recsys_assets.ingest.unchanged import days_to_run
 
             days = days_to_run(pipeline, instance, days, say)
         if not days:
             return
+        run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit and job == "train" else None)
+
+
+@main.command()
 @click.option("--model", "models", multiple=True, required=True, help="als, sequence, ...; may be given several times")
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="judge on the days before it; default: the newest")
 @click.option("--trials", type=click.IntRange(1), help="trials in all; default: search.trials")
