@@ -96,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     last = LAST_DAY[sets.COMPLETE_JOURNEY]
     days = [shift(last, -back) for back in range(arguments.days - 1, -1, -1)]
-    settings = make_settings(recommend={"bought_items": "keep"})
+    settings = make_settings(recommend={"bought_items": "keep"}, **sets.TUNED[sets.COMPLETE_JOURNEY])
     with tempfile.TemporaryDirectory() as folder:
         try:
             shop = sets.Shop(Path(folder), sets.read_journey(), settings)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from recsys_assets.models.als import AlsModel, confidence
+from recsys_assets.models.als import AlsModel, _first_factors, confidence
 from recsys_assets.training.events import DAY_MS
-from recsys_assets_tests.models.shop import settings, shop, training_set
+from recsys_assets_tests.models.shop import START_MS, settings, shop, training_set
 
 
 @pytest.mark.parametrize("factors", [4, 24, 120])  # by implicit, by both ways, by the smaller systems alone
@@ -53,6 +53,26 @@ def test_update_moves_new_items_away_from_zero_even_if_all_their_users_are_new()
     scores = updated.score(grown.events, grown.end_ms)
     assert scores[80:, 40:].min() > 0.3
     assert scores[80:, 40:].min() > scores[80:, :40].max()
+
+
+def test_an_update_solves_the_items_met_since_and_those_that_came_late():
+    data, own = shop(), settings()
+    rows = [
+        (int(u), int(i), (t - START_MS) / DAY_MS)
+        for u, i, t in zip(data.events.user, data.events.item, data.events.timestamp, strict=True)
+    ]
+    old = AlsModel.fit(training_set(rows, 80, 40, end=30), own)
+    grown = training_set([*rows, (3, 5, 30.5), (4, 41, 2), (4, 42, 30.5)], 80, 43, end=31)
+    factors = old.update(grown, own).item_factors
+    moved = (factors[:40] != old.item_factors).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == [5]
+    assert factors.any(axis=1)[40:].tolist() == [False, True, True]
+    same = old.update(training_set(rows, 80, 40, end=31), own)
+    np.testing.assert_array_equal(same.item_factors, old.item_factors)
+
+
+def test_items_begin_alike_however_many_follow():
+    np.testing.assert_array_equal(_first_factors(50, settings())[:20], _first_factors(20, settings()))
 
 
 def test_warm_update_is_as_good_as_a_refit():
