@@ -17,8 +17,7 @@ from recsys_assets.storage.bucket import LogObject
 EXCERPT_CHARACTERS = 200
 _CHUNK = 1 << 16
 _MAX_DAMAGED_RECORD = 1 << 18  # bytes; bounds the search for a record's end where brackets do not match
-_MAX_RESTARTS = 100  # places tried for a record to start after a break, besides those where a small object ends
-_SMALL_OBJECT = 1 << 10
+_MAX_TRIED = 1 << 24  # bytes read in vain where a record might start after a break; bounds the time, not the distance
 
 RAW_SCHEMA = pa.schema(
     [
@@ -266,25 +265,29 @@ def _sequence(text: bytes) -> Iterator[bytes | Rejection]:
 
 
 def _record_end(text: bytes, start: int) -> int:
-    """The end of the value that starts at `start`; 0 where quotes or brackets do not match, or it may be cut off."""
+    """The end of the value that starts at `start`.
+
+    Where its quotes or brackets do not match, or it may be cut off: minus the position up to which it was read, or 0.
+    """
     if text[start] not in b"{[":
         end = _end(_SCALAR.match(text, start), 0)
         return end if end < len(text) else 0
     closers = bytearray()
-    for token in _TOKEN.finditer(text, start, start + _MAX_DAMAGED_RECORD):
+    last = min(len(text), start + _MAX_DAMAGED_RECORD)
+    for token in _TOKEN.finditer(text, start, last):
         mark = text[token.end() - 1]
         if mark == 0x22:
             if token.end() - token.start() == 1:
-                return 0
+                return -token.end()
         elif mark in b"{[":
             if closers and (closers[-1] == 0x7D) != (text[token.start()] == 0x3A):
-                return 0  # in an object a value follows its name, in an array none does
+                return -token.end()  # in an object a value follows its name, in an array none does
             closers.append(mark + 2)  # in ASCII the closing bracket stands two after the opening one
         elif closers.pop() != mark:
-            return 0
+            return -token.end()
         elif not closers:
             return token.end()
-    return 0
+    return -last
 
 
 def _restart(text: bytes, broken: int) -> int:
@@ -296,10 +299,10 @@ def _restart(text: bytes, broken: int) -> int:
             continue
         end = _record_end(text, start)
         # Only a whole event counts: an inner object of the broken record must not pass for one.
-        if end and all(field in text[start:end] for field in _RECORD_FIELDS):
+        if end > 0 and all(field in text[start:end] for field in _RECORD_FIELDS):
             return start
-        tried += not 0 < end < start + _SMALL_OBJECT
-        if tried == _MAX_RESTARTS:
+        tried += abs(end) - start
+        if tried > _MAX_TRIED:
             break
     return len(text)
 

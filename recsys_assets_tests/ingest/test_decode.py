@@ -179,6 +179,7 @@ def test_sound_brackets(text: bytes, expected: list[bytes]) -> None:
         (b'["a, ' + EVENT + b"," + EVENT + b"]", [], 1, [EVENT, EVENT]),
         (EVENT[:9] + EVENT + b"\n" + EVENT, [], 0, [EVENT, EVENT]),  # a torn write, and the next on the same line
         (b'[{"a": [' + b'{"x": 1},' * 300 + b"}, " + EVENT + b"]", [], 1, [EVENT]),
+        (b"[" + EVENT.replace(b'":', b" :") * 1000 + EVENT + b"]", [], 1, [EVENT]),
     ],
 )
 def test_a_break_costs_one_rejection(text: bytes, before: list[bytes], offset: int, after: list[bytes]) -> None:
