@@ -6,7 +6,7 @@ from recsys_assets.evaluation import assets as evaluation
 from recsys_assets.ingest import assets as ingest
 from recsys_assets.ingest.sensors import new_log_prefixes
 from recsys_assets.launch import brief_logger
-from recsys_assets.optional import parts
+from recsys_assets.optional import after, parts
 from recsys_assets.pipeline import Pipeline, described
 from recsys_assets.serving import assets as serving
 from recsys_assets.training import assets as training
@@ -18,7 +18,7 @@ _optional = parts(_pipeline.settings)
 
 defs = dg.Definitions(
     assets=[
-        ingest.raw_events,
+        after(ingest.raw_events, _optional.before_raw_events),
         ingest.interactions,
         training.training_set,
         *search_assets.parameter_assets,
@@ -32,8 +32,15 @@ defs = dg.Definitions(
         *_optional.assets,
     ],
     asset_checks=[ingest.yesterday_is_there],
-    jobs=[schedules.ingest, schedules.readmit, schedules.train, schedules.lists, *search_assets.search_jobs],
-    schedules=[schedules.nightly_train, schedules.weekly_full_refit],
+    jobs=[
+        schedules.ingest,
+        schedules.readmit,
+        schedules.train,
+        schedules.lists,
+        *_optional.jobs,
+        *search_assets.search_jobs,
+    ],
+    schedules=[schedules.nightly_train, schedules.weekly_full_refit, *_optional.schedules],
     sensors=[new_log_prefixes, *_optional.sensors],
     resources={"pipeline": described(_pipeline)},
     # One process a run: the models share what they read, and torch and implicit are imported once. A process a step

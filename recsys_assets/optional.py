@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import dagster as dg
+
 from recsys_assets.settings import Settings
 
 
@@ -12,6 +14,10 @@ class Parts:
 
     assets: list[Any] = field(default_factory=list)
     sensors: list[Any] = field(default_factory=list)
+    jobs: list[Any] = field(default_factory=list)
+    schedules: list[Any] = field(default_factory=list)
+    before_raw_events: list[str] = field(default_factory=list)
+    """Assets that put objects into the bucket."""
 
 
 def parts(settings: Settings) -> Parts:
@@ -28,4 +34,18 @@ def parts(settings: Settings) -> Parts:
         from recsys_assets.publishing.assets import published_champion
 
         found.assets.append(published_champion)
+    if settings.sql.url:
+        from recsys_assets.sources import assets as sql
+
+        found.assets += sql.sql_assets(settings)
+        found.jobs.append(sql.load_tables)
+        found.schedules.append(sql.nightly_tables)
+        found.before_raw_events += ["sql_events"] if settings.sql.events else []
     return found
+
+
+def after(asset: dg.AssetsDefinition, earlier: list[str]) -> dg.AssetsDefinition:
+    """The asset with further ones that it comes after."""
+    if not earlier:
+        return asset
+    return asset.map_asset_specs(lambda spec: spec.replace_attributes(deps=[*spec.deps, *earlier]))

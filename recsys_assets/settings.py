@@ -11,11 +11,20 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 DEFAULT_HOME = "data/sample"
 _ENV_PREFIX = "RECSYS_"
@@ -28,6 +37,17 @@ class SettingsError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except Exception as error:
+        raise ValueError("is no IANA time zone such as Europe/Paris") from error
+    return value
+
+
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
 
 
 class BucketSettings(_Section):
@@ -75,18 +95,9 @@ class BucketSettings(_Section):
 class CalendarSettings(_Section):
     """Which days exist as partitions."""
 
-    time_zone: str = "UTC"
+    time_zone: TimeZone = "UTC"
     first_day: date = date(2025, 11, 1)
     last_day: date | None = Field(None, description="for a closed history; unset: today, tomorrow, ...")
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except Exception as error:
-            raise ValueError("is no IANA time zone such as Europe/Paris") from error
-        return value
 
     @model_validator(mode="after")
     def _order(self) -> "CalendarSettings":
@@ -152,6 +163,87 @@ class QueueSettings(_Section):
         if value is not None and not re.match(r"https?://[^/@]+/.", value):
             raise ValueError("must be a queue's URL such as https://sqs.eu-west-1.amazonaws.com/123456789012/logs")
         return value
+
+
+class SqlDimensionSettings(_Section):
+    """A table or view of things: the catalogue, the users."""
+
+    table: str = Field(description="TABLE or SCHEMA.TABLE")
+    columns: list[str] = Field([], description="empty: all")
+    key: list[str] = Field([], description="columns that together are unique and never null; empty: the primary key")
+
+
+class SqlClicksSettings(_Section):
+    """A table or view whose rows say: this user, this item, then."""
+
+    table: str = Field(description="TABLE or SCHEMA.TABLE")
+    user: str
+    item: str
+    time: str = Field(description="a date and time, or a number (time_unit); index it")
+    time_zone: TimeZone = Field("UTC", description="of a date and time that has none of its own")
+    time_unit: Literal["ms", "s"] = Field("ms", description="since 1970 UTC, of a column of numbers")
+    key: list[str] = Field([], description="columns that together are unique and never null; empty: the primary key")
+
+
+class SqlWatchesSettings(SqlClicksSettings):
+    """A table of watches; the item is the programme."""
+
+    seconds: str = Field(description="watched")
+    length: str = Field(description="of the programme, in seconds")
+
+
+class SqlEventsSettings(SqlClicksSettings):
+    """A table or view whose rows are events: which column is what."""
+
+    action: str | None = Field(None, description="column of the action")
+    actions: dict[str, str] = Field({}, description="what stands in that column -> action; empty: as it stands")
+    always: str | None = Field(None, description="the action of every row, where there is no such column")
+    value: str | None = Field(None, description="column of a number that decides the action (value_actions)")
+    value_of: str | None = Field(None, description="column that the value is divided by: 40 of 60 seconds")
+    value_actions: dict[str, float] = Field({}, description="action -> least value; the highest one reached counts")
+    category: str | None = None
+    price: str | None = None
+
+    @model_validator(mode="after")
+    def _one_action(self) -> "SqlEventsSettings":
+        if sum(each is not None for each in (self.action, self.always, self.value)) != 1:
+            raise ValueError("needs one of action, always and value")
+        if (self.value is not None) != bool(self.value_actions):
+            raise ValueError("value and value_actions go together")
+        return self
+
+    @property
+    def named(self) -> list[str]:
+        """The actions that these settings name."""
+        return [*self.actions.values(), *self.value_actions, *([self.always] if self.always else [])]
+
+
+class SqlSettings(_Section):
+    """Tables of a database as a source. Off while url is unset; set it by RECSYS_SQL__URL: it holds a password."""
+
+    url: SecretStr | None = Field(None, description="SQLAlchemy URL, such as postgresql+psycopg://USER:...@HOST/NAME")
+    events: dict[str, SqlEventsSettings] = Field({}, description="name -> table of events")
+    catalogue: SqlDimensionSettings | None = Field(None, description="table of items")
+    users: SqlDimensionSettings | None = Field(None, description="table of users")
+    watches: SqlWatchesSettings | None = Field(None, description="table of watches, for watch_ratings")
+    clicks: SqlClicksSettings | None = Field(None, description="table of clicks, for watch_ratings")
+    watch_window_days: int = Field(365, ge=1, description="history that watch_ratings looks at")
+    batch_rows: int = Field(20_000, ge=1, le=1_000_000, description="rows read at once, and records in an object")
+    retries: int = Field(3, ge=0, le=20, description="times a read is begun again after the connection broke")
+    reread_days: int = Field(3, ge=1, le=60, description="newest days read every night: rows may come late")
+
+    @field_validator("events")
+    @classmethod
+    def _plain_names(cls, value: dict[str, SqlEventsSettings]) -> dict[str, SqlEventsSettings]:
+        if bad := [name for name in value if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,39}", name)]:
+            raise ValueError(f"names are lower-case letters, digits and _: not {', '.join(bad)}")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> "SqlSettings":
+        if self.url is not None and not (self.events or self.catalogue or self.users or self.watches):
+            raise ValueError("url is set, but none of events, catalogue, users and watches")
+        return self
 
 
 class HoldoutSettings(_Section):
@@ -297,6 +389,7 @@ class Settings(_Section):
     )
     ingest: IngestSettings = IngestSettings()
     queue: QueueSettings = QueueSettings()
+    sql: SqlSettings = SqlSettings()
     holdout: HoldoutSettings = HoldoutSettings()
     training: TrainingSettings = TrainingSettings()
     popularity: PopularitySettings = PopularitySettings()
@@ -326,6 +419,7 @@ class Settings(_Section):
         for name, listed in (
             ("recommend.bought_actions", self.recommend.bought_actions),
             ("evaluation.target_actions", self.evaluation.target_actions),
+            *((f"sql.events.{name}", each.named) for name, each in self.sql.events.items()),
         ):
             if unknown := sorted(set(listed) - set(self.actions)):
                 raise ValueError(f"{name} names {', '.join(unknown)}, which actions does not have")
@@ -409,7 +503,8 @@ def _explain(error: Any, path: Path, origin: dict[tuple[str, ...], str]) -> str:
         hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
         return f"{name} ({source}): unknown setting; {hint}"
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] == "value_error" and not where else f", not {error['input']!r}"
+    secret = where in (("sql",), ("sql", "url"))  # the URL holds a password
+    given = "" if secret or (error["type"] == "value_error" and not where) else f", not {error['input']!r}"
     return f"{name} ({source}): {message[:1].lower() + message[1:]}{given}"
 
 

@@ -30,6 +30,9 @@ _VIEWS = {
     "retention": ("retention", "*"),
     "recommendations": ("recommendations", "*"),
     "similar_items": ("similar_items", "*"),
+    "catalogue": ("catalogue", "*"),
+    "users": ("users", "*"),
+    "watch_ratings": ("watch_ratings", "*"),
 }
 _WHERE = {"interactions": "reason IS NULL", "rejected_events": "reason IS NOT NULL"}
 

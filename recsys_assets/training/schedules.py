@@ -42,20 +42,20 @@ lists = dg.define_asset_job(
 FULL_REFIT: dict[str, Any] = {"ops": {f"{name}_model": {"config": {"full_refit": True}} for name in MEMBERS}}
 
 
-def _last_complete_day(context: dg.ScheduleEvaluationContext) -> str | None:
-    """The newest partition whose day is over at the tick: yesterday, or the last day of a closed history."""
+def last_complete_days(context: dg.ScheduleEvaluationContext, count: int) -> list[str]:
+    """The newest partitions whose day is over at the tick: up to yesterday, or to the last day of a closed history."""
     zone = load_settings().calendar.time_zone
     today = day_of(context.scheduled_execution_time, zone)
     keys = [key for key in daily.get_partition_keys(context.scheduled_execution_time) if key < today]
-    return keys[-1] if keys else None
+    return keys[-count:]
 
 
 def _request(context: dg.ScheduleEvaluationContext, config: dict[str, Any]) -> dg.RunRequest | dg.SkipReason:
-    day = _last_complete_day(context)
-    if day is None:
+    days = last_complete_days(context, 1)
+    if not days:
         return dg.SkipReason("no day of the calendar is over yet")
     return dg.RunRequest(
-        run_key=f"{day}:{context.scheduled_execution_time:%Y%m%d}", partition_key=day, run_config=config
+        run_key=f"{days[0]}:{context.scheduled_execution_time:%Y%m%d}", partition_key=days[0], run_config=config
     )
 
 

@@ -46,7 +46,8 @@ def home(trained_home: Pipeline, tmp_path: Path) -> Pipeline:
 def test_figures_of_every_split_and_model(train_run: tuple[Pipeline, Ran]) -> None:
     pipeline, ran = train_run
     frame = pipeline.tables.read("evaluation", SECOND)
-    assert set(frame["split"].unique()) == {"next_day", "next_day_warm", "next_day_cold", "validation", "test"}
+    splits = {"next_day", "next_day_warm", "next_day_cold", "validation", "test", "all_users"}
+    assert set(frame["split"].unique()) == splits
     assert set(frame["model"].unique()) == {"hybrid", "popularity_7d", *MEMBERS}
     ndcg = frame.filter((pl.col("metric") == "ndcg") & (pl.col("k") == 10))
     assert ((ndcg["low"] <= ndcg["value"]) & (ndcg["value"] <= ndcg["high"])).all()
@@ -57,6 +58,12 @@ def test_figures_of_every_split_and_model(train_run: tuple[Pipeline, Ran]) -> No
     assert recorded["ndcg@10"] == round(value, 6)
     assert recorded["users measured"] == users["next_day"]
     assert ran.checks()["above_popularity"]
+    everybody = frame.filter((pl.col("split") == "all_users") & (pl.col("k") == 10))
+    assert set(everybody["model"]) == {"hybrid", "popularity_7d"}
+    values = dict(everybody.filter(pl.col("model") == "hybrid").select("metric", "value").iter_rows())
+    assert 0 < values["diversity"] < 1
+    assert values["coverage"] > 0
+    assert everybody["users"].unique().item() > users["next_day"]
 
 
 def test_the_newest_good_model_is_the_champion(train_run: tuple[Pipeline, Ran]) -> None:
