@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,9 +33,9 @@ from recsys_assets.ingest.validate import (
 )
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import InputError, Pipeline, explained_failures
-from recsys_assets.settings import Settings
+from recsys_assets.settings import BucketSettings, Settings
 from recsys_assets.storage.artifacts import version_of
-from recsys_assets.storage.bucket import LogObject, fetch
+from recsys_assets.storage.bucket import Bucket, LogObject, fetch
 from recsys_assets.storage.files import temporary_name
 from recsys_assets.storage.tables import info_text
 from recsys_assets.storage.warehouse import scratch
@@ -100,7 +101,7 @@ def raw_events(
         changed = [
             day
             for day in days
-            if (info := known[day]) is None or info[FINGERPRINT] != listing.fingerprint(found.days[day])
+            if not raw_stands(known[day], listing.fingerprint(found.days[day]), settings.bucket)
         ]
         refused = {} if config.force else _shrinking(pipeline, changed, known, found.days)
         accepted = [day for day in changed if day not in refused]
@@ -125,6 +126,7 @@ def raw_events(
                     "bytes in the bucket": info["bytes"],
                     "bytes on disk": size,
                     "newest object": reporting.moment(info["newest"]),
+                    **_console_link(pipeline.bucket, found.days[day]),
                     "largest objects": reporting.table(info["largest"], ["key", "bytes"]),
                     f"ignored objects{of_the_run}": reporting.counts_table("reason", found.ignored),
                     "seconds": round(seconds.get(day, 0.0), 2),
@@ -134,6 +136,30 @@ def raw_events(
                 partition_key=day,
             )
     return dg.MaterializeResult()
+
+
+def raw_stands(info: dict[str, Any] | None, fingerprint: str, settings: BucketSettings) -> bool:
+    """Whether raw_events, of which `info` is known, need not be read again where these objects are in the bucket.
+
+    Of an object that was too large nothing was kept: a higher bucket.max_object_mb reads the day again.
+    """
+    return (
+        info is not None
+        and info[FINGERPRINT] == fingerprint
+        and info.get("too_large_above_mb", settings.max_object_mb) >= settings.max_object_mb
+    )
+
+
+def raw_version(info: dict[str, Any]) -> str:
+    """What raw_events holds of a day: its objects, and the size above which some were left out, if so."""
+    left_out = info.get("too_large_above_mb")
+    return str(info[FINGERPRINT]) if left_out is None else f"{info[FINGERPRINT]} up to {left_out} MB"
+
+
+def _console_link(bucket: Bucket, objects: list[LogObject]) -> dict[str, dg.MetadataValue]:
+    same = os.path.commonprefix([obj.key for obj in objects])  # noqa: RUF071 (cut to a folder in the next line)
+    url = bucket.console_url(same[: same.rfind("/") + 1])
+    return {"in the bucket": dg.MetadataValue.url(url)} if url else {}
 
 
 def _shrinking(
@@ -185,6 +211,7 @@ def _take_over(
         pipeline.bucket,
         [obj for day in days for obj in found[day]],
         pipeline.settings.bucket.in_flight,
+        max_size=pipeline.settings.bucket.max_object_mb * 2**20,
         on_progress=lambda count, size: progress(f"{count} of {len(day_of_key)} objects, {size / 1e6:.0f} MB"),
         on_gone=lambda obj: context.log.warning(f"{obj.key} was deleted after it was listed; left out"),
     )
@@ -204,6 +231,7 @@ def _write_raw(
     fetched: Iterable[tuple[LogObject, bytes]], pipeline: Pipeline, day: str, known: dict[str, Any] | None, path: Path
 ) -> None:
     read: list[LogObject] = []
+    max_object_mb = pipeline.settings.bucket.max_object_mb
 
     def noted() -> Iterator[tuple[LogObject, bytes]]:
         for obj, content in fetched:
@@ -211,9 +239,11 @@ def _write_raw(
             yield obj, content
 
     with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
-        for batch in raw_batches(noted(), pipeline.settings.bucket.max_object_mb * 2**20):
+        too_large = False
+        for batch in raw_batches(noted(), max_object_mb * 2**20):
             writer.write_batch(batch)
-        info = _raw_info(read)
+            too_large |= "too_large" in batch.column("reason").to_pylist()
+        info = _raw_info(read) | ({"too_large_above_mb": max_object_mb} if too_large else {})
         if text := _loss(pipeline, day, known, info["bytes"], info["objects"]):
             raise InputError(text)
         writer.add_key_value_metadata({"recsys": info_text(info)})
@@ -231,11 +261,11 @@ def _raw_info(read: list[LogObject]) -> dict[str, Any]:
     }
 
 
-def cleaning_version(pipeline: Pipeline, raw_fingerprint: str) -> str:
-    """What interactions are made of: the objects, the rules, and the settings that the rules read."""
+def cleaning_version(pipeline: Pipeline, raw: str) -> str:
+    """What interactions are made of: `raw_version`, the rules, and the settings that the rules read."""
     settings = pipeline.settings
     return version_of(
-        raw=raw_fingerprint,
+        raw=raw,
         actions=list(settings.actions),
         time_zone=settings.calendar.time_zone,
         max_object_mb=settings.bucket.max_object_mb,
@@ -437,7 +467,7 @@ def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: st
     """
     raw = pipeline.need_table("raw_events", day)
     raw_info = pipeline.tables.info("raw_events", day) or {}
-    version = cleaning_version(pipeline, raw_info[FINGERPRINT])
+    version = cleaning_version(pipeline, raw_version(raw_info))
     existing = pipeline.tables.sound_info("interactions", day)
     if existing is not None and existing["version"] == version:
         return Cleaned(existing, False, existing["counts"]["kept"])

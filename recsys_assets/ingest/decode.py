@@ -69,7 +69,7 @@ def decode(content: bytes, max_bytes: int) -> Decoded:
     try:
         text, cut = _inflate(content, max_bytes)
         if len(text) > max_bytes:
-            return _refuse("too_large", f"more than {max_bytes} bytes of text, the limit of bucket.max_object_mb")
+            return _too_large(max_bytes)
         text = _to_utf8(text).lstrip()
     except (zlib.error, OSError) as error:
         return _refuse("malformed_json", f"cannot be decoded: {str(error)[:120]}")
@@ -94,7 +94,7 @@ def raw_batches(objects: Iterable[tuple[LogObject, bytes]], max_bytes: int) -> I
     rows: list[tuple[str, str, int, datetime, bytes, str | None, str | None]] = []
     held = 0
     for obj, content in objects:
-        decoded = decode(content, max_bytes)
+        decoded = decode(content, max_bytes) if obj.size <= max_bytes else _too_large(max_bytes)  # not even fetched
         why = decoded.rejection
         rows.append(
             (
@@ -123,6 +123,10 @@ def _batch(rows: list[tuple[str, str, int, datetime, bytes, str | None, str | No
 def excerpt_of(text: bytes) -> str:
     """The start of a record for a person: at most EXCERPT_CHARACTERS, undecodable bytes shown as U+FFFD."""
     return text[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
+
+
+def _too_large(max_bytes: int) -> Decoded:
+    return _refuse("too_large", f"more than {max_bytes} bytes of text, the limit of bucket.max_object_mb")
 
 
 def _refuse(reason: str, detail: str) -> Decoded:

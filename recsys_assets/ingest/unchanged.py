@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from recsys_assets.ingest import listing
-from recsys_assets.ingest.assets import cleaning_version
-from recsys_assets.ingest.sensors import FINGERPRINT
+from recsys_assets.ingest.assets import cleaning_version, raw_stands, raw_version
 from recsys_assets.pipeline import Pipeline
 
 _ASSETS = [dg.AssetKey(name) for name in ("raw_events", "interactions", "rejected_events")]
@@ -57,6 +56,6 @@ def _stands(pipeline: Pipeline, day: str, fingerprint: str) -> bool:
     return (
         raw is not None
         and cleaned is not None
-        and raw[FINGERPRINT] == fingerprint
-        and cleaned["version"] == cleaning_version(pipeline, fingerprint)
+        and raw_stands(raw, fingerprint, pipeline.settings.bucket)
+        and cleaned["version"] == cleaning_version(pipeline, raw_version(raw))
     )

@@ -94,8 +94,8 @@ class Bucket(Protocol):
     def delete(self, key: str) -> None:
         """Removes an object; one that is not there is no error."""
 
-    def console_url(self, key: str) -> str | None:
-        """Where a person can look at the object in a browser, if there is such a place."""
+    def console_url(self, prefix: str) -> str | None:
+        """Where a person can look at the objects below a prefix in a browser, if there is such a place."""
 
 
 def open_bucket(settings: BucketSettings, home: Path) -> Bucket:
@@ -122,6 +122,7 @@ def fetch(
     bucket: Bucket,
     objects: Iterable[LogObject],
     in_flight: int,
+    max_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_gone: Callable[[LogObject], None] | None = None,
 ) -> Iterator[tuple[LogObject, bytes]]:
@@ -132,6 +133,7 @@ def fetch(
     entry yielded is the one whose bytes come with it. An object that is gone is left out, after `on_gone(entry)`.
 
     Args:
+        max_size: an object listed with more bytes is yielded with none of them, and not fetched.
         on_progress: called in the consumer's thread with (objects, bytes) yielded so far, after each.
     """
     waiting: deque[tuple[LogObject, Future[tuple[LogObject, bytes] | None]]] = deque()
@@ -142,15 +144,16 @@ def fetch(
     try:
         while following is not None or waiting:
             while following is not None and (
-                not waiting or (len(waiting) < _WAITING * in_flight and ahead + following.size <= _BYTES_AHEAD)
+                not waiting
+                or (len(waiting) < _WAITING * in_flight and ahead + _to_fetch(following, max_size) <= _BYTES_AHEAD)
             ):
-                waiting.append((following, pool.submit(_get_current, bucket, following)))
-                ahead += following.size
+                waiting.append((following, pool.submit(_get_current, bucket, following, max_size)))
+                ahead += _to_fetch(following, max_size)
                 following = next(source, None)
             listed, future = waiting.popleft()
             result = future.result()
             del future  # it would keep the bytes alive
-            ahead -= listed.size
+            ahead -= _to_fetch(listed, max_size)
             if result is None:
                 _log.warning("%s: %r was deleted after it was listed", bucket.url, listed.key)
                 if on_gone is not None:
@@ -166,10 +169,16 @@ def fetch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _get_current(bucket: Bucket, obj: LogObject, tries: int = 5) -> tuple[LogObject, bytes] | None:
+def _to_fetch(obj: LogObject, max_size: int | None) -> int:
+    return 0 if max_size is not None and obj.size > max_size else obj.size
+
+
+def _get_current(
+    bucket: Bucket, obj: LogObject, max_size: int | None, tries: int = 5
+) -> tuple[LogObject, bytes] | None:
     for attempt in range(tries):
         try:
-            return obj, bucket.get(obj)
+            return obj, bucket.get(obj) if obj.size == _to_fetch(obj, max_size) else b""
         except ObjectChanged:
             if attempt == tries - 1:
                 raise
@@ -408,10 +417,10 @@ class S3Bucket:
         except (BotoCoreError, ClientError) as error:
             raise self._explain(error, "delete", key) from error
 
-    def console_url(self, key: str) -> str | None:
+    def console_url(self, prefix: str) -> str | None:
         if not self._on_aws:
             return None
-        return f"https://console.aws.amazon.com/s3/object/{self._name}?prefix={quote(key, safe='')}"
+        return f"https://console.aws.amazon.com/s3/buckets/{self._name}?prefix={quote(prefix, safe='')}"
 
     def _changed(self, key: str) -> ObjectChanged:
         return ObjectChanged(f"{self._where}: {key!r} was overwritten or deleted since it was listed; list again")
@@ -633,9 +642,8 @@ class FileBucket:
         except OSError as error:
             raise self._explain(error, "delete", key) from error
 
-    def console_url(self, key: str) -> str | None:
-        path = self._path(key)
-        return path.as_uri() if path is not None else None
+    def console_url(self, prefix: str) -> str | None:
+        return None  # browsers open no file:// link of a page that came over HTTP
 
     def _path(self, key: str) -> Path | None:
         """The path of a key; None where a file cannot have such a key, or where it would lead out of the folder."""

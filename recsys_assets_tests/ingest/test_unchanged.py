@@ -1,5 +1,6 @@
 """A day that a run would leave as it is needs none, and every other one does."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from recsys_assets.ingest.unchanged import days_to_run, unchanged_days
 from recsys_assets.launch import RunFailed, open_instance, run_job
 from recsys_assets.pipeline import Pipeline
-from recsys_assets_tests.graph import DAYS, changed, fill, make_home
+from recsys_assets_tests.graph import DAYS, INGEST, changed, fill, make_home, run
 
 THREE = DAYS[:3]
 
@@ -79,3 +80,22 @@ def test_a_run_takes_from_the_first_to_the_last_changed_day(tmp_path: Path, monk
         assert days_to_run(pipeline, instance, DAYS[:5], said.append) == []
     assert pipeline.warehouse.path.exists()
     assert [line.partition(":")[0] for line in said] == ["2 of 5 days are unchanged", "5 of 5 days are unchanged"]
+
+
+def test_what_was_too_large_is_read_again_under_a_higher_limit(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path, bucket={"max_object_mb": 1})
+    record = b'{"timestamp": 1761994800000, "user_id": "u", "item_id": "i", "action": "VIEW"}'
+    pipeline.bucket.put("logs/2025/11/01/a.json", b"[" + record + b" " * 2**20 + b"]")
+    pipeline.bucket.put("logs/2025/11/01/b.json.gz", gzip.compress(b"[" + record + b" " * 2**20 + b"]"))
+    assert run(pipeline, INGEST, DAYS[:1]).success
+    assert pipeline.tables.info("interactions", DAYS[0])["counts"]["rejected"] == {"too_large": 2}
+
+    higher = changed(pipeline, bucket={"max_object_mb": 2})
+    assert run(higher, ["interactions"], DAYS[:1]).success, "cleaned before it is read again"
+    assert higher.tables.info("interactions", DAYS[0])["counts"]["rejected"] == {"too_large": 2}
+    ran = run(higher, INGEST, DAYS[:1])
+    assert ran.metadata("raw_events", DAYS[0])["unchanged"] is False
+    assert higher.tables.info("interactions", DAYS[0])["counts"]["kept"] == 1
+    assert run(pipeline, INGEST, DAYS[:1]).metadata("raw_events", DAYS[0])["unchanged"] is True, (
+        "a lower one loses none"
+    )

@@ -198,11 +198,10 @@ def test_no_secret_from_an_endpoint() -> None:
 
 
 def test_console_urls(aws_environment: None, any_bucket: BucketSettings) -> None:
-    assert opened(BucketSettings(url="s3://logs")).console_url("a b/c") == (
-        "https://console.aws.amazon.com/s3/object/logs?prefix=a%20b%2Fc"
+    assert opened(BucketSettings(url="s3://logs")).console_url("a b/c/") == (
+        "https://console.aws.amazon.com/s3/buckets/logs?prefix=a%20b%2Fc%2F"
     )
-    here = opened(any_bucket).console_url("a b/c")
-    assert here is None if any_bucket.url.startswith("s3") else str(here).endswith("/bucket/a%20b/c")
+    assert opened(any_bucket).console_url("a b/c/") is None
 
 
 # ------------------------------------------------------------------------------------------------- transient S3 faults
@@ -346,6 +345,14 @@ def test_a_slow_object_keeps_no_others_waiting() -> None:
 
     got = [obj.key for obj, _ in fetch(Stuck(), _numbered(8), 2)]  # type: ignore[arg-type]
     assert got == [f"{number:03}" for number in range(8)]
+
+
+def test_fetch_leaves_alone_what_is_too_large() -> None:
+    bucket = CountingBucket()
+    objects = [_object("small", size=5), _object("huge", size=2**40), _object("exact", size=10)]
+    got = [(obj.key, content) for obj, content in fetch(bucket, objects, 2, max_size=10)]  # type: ignore[arg-type]
+    assert got == [("small", b"small"), ("huge", b""), ("exact", b"exact")]
+    assert sorted(bucket.begun) == ["exact", "small"]
 
 
 def test_fetch_reads_at_once() -> None:
