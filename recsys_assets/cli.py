@@ -68,13 +68,17 @@ def demo() -> None:
 @click.option("--users", type=click.IntRange(1), default=1500, show_default=True)
 @click.option("--items", type=click.IntRange(1), default=800, show_default=True)
 @click.option("--seed", type=int, default=7, show_default=True)
+@click.option(
+    "--domain", type=click.Choice(["shop", "media"]), default="shop", help="media: PLAY, FINISH, LIKE; text ids only"
+)
 @explained
-def simulate(url: str, first_day: datetime, days: int, users: int, items: int, seed: int) -> None:
-    """Write logs of a simulated shop into a bucket."""
+def simulate(url: str, first_day: datetime, days: int, users: int, items: int, seed: int, domain: str) -> None:
+    """Write logs of a simulated shop, or of a media service, into a bucket."""
     from recsys_assets.sources import simulate as shop
 
     start = first_day.date()
-    _write(url, shop.simulate(shop.Shop(seed=seed, users=users, items=items, opened=start), start, days))
+    kind = shop.MEDIA if domain == "media" else {}
+    _write(url, shop.simulate(shop.Shop(seed=seed, users=users, items=items, opened=start, **kind), start, days))
 
 
 @main.command()

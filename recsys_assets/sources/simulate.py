@@ -57,6 +57,9 @@ class Shop:
         duplicate_share: share of the records that are delivered twice.
         truncated_every: one object is cut in the middle every so many days (0: never), first on the third.
         time_zone: IANA name; a day's logs are those of the local day, and hours follow the local clock.
+        actions: what it is called to meet an item and to go on with it, up to four steps, each rarer than the last.
+        item_prefix: what item ids begin with; they are numbers if it is empty.
+        described: whether records name category and price.
     """
 
     seed: int = 7
@@ -72,6 +75,14 @@ class Shop:
     truncated_every: int = 5
     opened: date = date(2025, 11, 1)
     time_zone: str = "UTC"
+    actions: tuple[str, ...] = ACTIONS
+    item_prefix: str = ""
+    described: bool = True
+
+    @property
+    def breaks(self) -> tuple[str, ...]:
+        """The kinds of broken records there can be: a price given as text takes a price."""
+        return BROKEN if self.described else BROKEN[:-1]
 
     def __post_init__(self) -> None:
         for name in ("users", "items", "categories", "objects_per_day"):
@@ -83,6 +94,12 @@ class Shop:
         for name in ("broken_share", "duplicate_share"):
             if not 0 <= getattr(self, name) <= 0.2:
                 raise ValueError(f"{name} must lie between 0 and 0.2")
+        if not 1 <= len(self.actions) <= len(ACTIONS):
+            raise ValueError(f"actions must be 1 to {len(ACTIONS)} names")
+
+
+# The same behaviour in another domain: other actions, text ids, no category and no price.
+MEDIA: dict[str, Any] = {"actions": ("PLAY", "FINISH", "LIKE"), "item_prefix": "film-", "described": False}
 
 
 @dataclass(frozen=True)
@@ -171,6 +188,7 @@ def late_events(shop: Shop, day: date, user_id: str, category: int | None = None
         raise ValueError(f"no item in category {category} on {day}")
     members = members[np.argsort(-stock.popularity[members], kind="stable")][:items]
     deepest = np.where(np.arange(len(members)) % 4 == 0, 3, np.where(np.arange(len(members)) % 2 == 0, 2, 1))
+    deepest = np.minimum(deepest, len(shop.actions) - 1)
     item, action = np.repeat(members, deepest + 1), np.concatenate([np.arange(n + 1) for n in deepest])
     _, end = _bounds(shop, day)
     stamp = end - 15_000 * (len(item) - np.arange(len(item)))
@@ -345,7 +363,7 @@ def _visits(shop: Shop, index: int) -> tuple[Ints, Ints, Ints]:
 
 
 def _events(shop: Shop, index: int) -> tuple[Ints, Ints, Ints, Ints]:
-    """A day's events by time: int64[n] user, item, action (a place in `ACTIONS`) and timestamp (ms UTC)."""
+    """A day's events by time: int64[n] user, item, action (a place in `shop.actions`) and timestamp (ms UTC)."""
     session, user, item = _visits(shop, index)
     rng = _rng(shop, "events", index)
     n = len(user)
@@ -368,6 +386,7 @@ def _events(shop: Shop, index: int) -> tuple[Ints, Ints, Ints, Ints]:
     # Two events of a user in one millisecond could look like a duplicate that was not planted.
     _, keep = np.unique(np.column_stack([user[visit], stamp]), axis=0, return_index=True)
     keep = keep[(stamp[keep] >= start) & (stamp[keep] < end)]
+    keep = keep[action[keep] < len(shop.actions)]
     keep = keep[np.lexsort((user[visit[keep]], stamp[keep]))]
     return user[visit[keep]], item[visit[keep]], action[keep], stamp[keep]
 
@@ -380,13 +399,15 @@ def _lines(shop: Shop, index: int, user: Ints, item: Ints, action: Ints, stamp: 
     frame = pl.DataFrame(
         {
             "timestamp": stamp,
-            "item_id": item + 1,
+            "item_id": [f"{shop.item_prefix}{number}" for number in item + 1] if shop.item_prefix else item + 1,
             "user_id": pl.Series(user + 1).cast(pl.String),
-            "action": pl.Series(ACTIONS)[action],
+            "action": pl.Series(shop.actions)[action],
             "category_id": stock.category[item] + 1,
             "price": stock.price[item],
         }
     )
+    if not shop.described:
+        frame = frame.drop("category_id", "price")
     out = io.BytesIO()
     frame.write_ndjson(out)
     return out.getvalue().splitlines()
@@ -423,10 +444,10 @@ def _objects(shop: Shop, day: date) -> tuple[list[tuple[str, bytes]], Planted]:
     sound = np.arange(n) if cut is None else np.r_[0 : ends[cut], ends[cut + 1] : n]
     n_broken, n_repeated = round(shop.broken_share * n), round(shop.duplicate_share * n)
     chosen = rng.permutation(sound)[: n_broken + n_repeated]
-    counts = dict.fromkeys(BROKEN, 0)
+    counts = dict.fromkeys(shop.breaks, 0)
     for number, at in enumerate(chosen[:n_broken]):
-        kind = BROKEN[(number + index) % len(BROKEN)]
-        lines[at] = _break(lines[at], kind, number // len(BROKEN) + index)
+        kind = shop.breaks[(number + index) % len(shop.breaks)]
+        lines[at] = _break(lines[at], kind, number // len(shop.breaks) + index)
         counts[kind] += 1
     repeats = [lines[at] for at in chosen[n_broken:]]
     host = n_objects - 1 if cut != n_objects - 1 else 0  # the object that delivers them again
