@@ -69,14 +69,17 @@ class Pipeline:
         return path
 
 
-_WRITE_ERRORS = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
+_FILE_ERRORS = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
 
 
-def _cannot_write(error: Exception) -> str | None:
-    """Why a file could not be written. DuckDB, Polars and safetensors say it in words of their own classes."""
+def _file_trouble(error: Exception) -> str | None:
+    """Why a file could not be written (or read, where permissions forbid it: errors do not tell which was tried).
+
+    DuckDB, Polars and safetensors say it in words of their own classes.
+    """
     if isinstance(error, OSError) and error.errno is not None:
-        return _WRITE_ERRORS.get(error.errno)
-    return next((reason for reason in _WRITE_ERRORS.values() if reason in str(error)), None)
+        return _FILE_ERRORS.get(error.errno)
+    return next((reason for reason in _FILE_ERRORS.values() if reason in str(error)), None)
 
 
 @contextlib.contextmanager
@@ -93,13 +96,19 @@ def explained_failures(pipeline: Pipeline) -> Iterator[None]:
     except dg.Failure:
         raise
     except Exception as error:
-        reason = _cannot_write(error)
+        reason = _file_trouble(error)
         if reason is None:
             raise
+        denied = reason == _FILE_ERRORS[errno.EACCES]
+        tried, mend = (
+            ("read or write", "Mend the permissions")
+            if denied
+            else ("write", "Free or grow the disk (or mend the permissions)")
+        )
         raise dg.Failure(
             description=(
-                f"Cannot write below {pipeline.settings.store}: {reason}. Free or grow the disk (or mend the "
-                "permissions) and run this again. Partitions published earlier are as they were."
+                f"Cannot {tried} below {pipeline.settings.store}: {reason}. {mend} and run this again. "
+                "Partitions published earlier are as they were."
             ),
             allow_retries=False,
         ) from error

@@ -72,9 +72,11 @@ class BucketSettings(_Section):
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, value: str) -> str:
-        if not value.startswith(("s3://", "file://")) or value in ("s3://", "file://"):
+        scheme, _, rest = value.partition("://")
+        rest = "/" if scheme == "file" and rest.startswith("/") and not rest.strip("/") else rest.rstrip("/")
+        if scheme not in ("s3", "file") or not rest:
             raise ValueError("must be s3://BUCKET or file://FOLDER")
-        return value.rstrip("/")
+        return f"{scheme}://{rest}"
 
     @field_validator("prefix")
     @classmethod

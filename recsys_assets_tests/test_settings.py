@@ -150,6 +150,7 @@ def test_a_file_that_is_no_settings(tmp_path: Path, content: bytes) -> None:
         ("layout", "%Y/%m/%d", "%Y/%m/%d/"),
         ("layout", "dt=%Y-%m-%d/", "dt=%Y-%m-%d/"),
         ("url", "file:///srv/logs/", "file:///srv/logs"),
+        ("url", "file:///", "file:///"),
     ],
 )
 def test_folders_are_brought_into_one_form(tmp_path: Path, field: str, given: str, kept: str) -> None:

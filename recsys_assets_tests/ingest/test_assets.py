@@ -2,17 +2,19 @@ import errno
 import gzip
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 
 from recsys_assets.ingest.assets import yesterday_is_there
-from recsys_assets.pipeline import Pipeline
+from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.sources.simulate import planted
 from recsys_assets.storage import files
 from recsys_assets_tests.graph import (
@@ -396,6 +398,13 @@ def test_no_disk_is_explained_by_every_asset_and_leaves_everything_as_it_was(ful
         assert snapshot(pipeline.settings.store) == before, asset
         disk(False)
         run(pipeline, [asset], [day])
+
+
+def test_permissions_are_named_for_what_they_are(tmp_path: Path) -> None:
+    wanted = "Cannot read or write below .*: Permission denied. Mend the permissions and run this again"
+    with pytest.raises(dg.Failure) as raised, explained_failures(make_home(tmp_path)):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "raw_events/2025-11-01.parquet")
+    assert re.match(wanted, raised.value.description or "")
 
 
 def test_no_disk_for_the_views(full_disk: Any) -> None:
