@@ -292,6 +292,21 @@ def sql(query: str) -> None:
 
 
 @main.command()
+@explained
+def plan() -> None:
+    """What late, changed or deleted objects will rebuild, and why, before anything runs."""
+    from recsys_assets.launch import open_instance
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.trust.plan import lines
+    from recsys_assets.trust.plan import plan as plan_of
+
+    pipeline = Pipeline.open()
+    with open_instance(pipeline) as instance:
+        for line in lines(plan_of(pipeline, instance)):
+            say(line)
+
+
+@main.command()
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), required=True)
 @click.option("--asset", help="one asset, such as als_model; default: the day's models and lists")
 @click.option("--into", type=click.Path(path_type=Path), help="keep what is rebuilt in this new folder")

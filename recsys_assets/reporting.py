@@ -9,6 +9,8 @@ from typing import Any
 
 import dagster as dg
 
+from recsys_assets.storage.artifacts import version_of
+
 OWNERS = ["team:recommendations"]
 
 
@@ -90,6 +92,20 @@ class Progress:
 def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
     """Numbers under `prefix/`, which Dagster plots over partitions."""
     return {f"{prefix}/{name}": number(value) for name, value in values.items()}
+
+
+def data_version(versions: Mapping[str, str]) -> dg.DataVersion:
+    """What Dagster is to know as the data version of the days of a run: the stored one of a single day.
+
+    Dagster gives all partitions of a range one version (1.13, `MaterializeResult.data_version`): there it stands for
+    them together, so that a day that changes changes it.
+
+    Args:
+        versions: day -> the version stored with its partition.
+    """
+    if len(versions) == 1:
+        return dg.DataVersion(next(iter(versions.values())))
+    return dg.DataVersion(version_of(days=dict(versions)))
 
 
 def summary(days: Iterable[str]) -> str:

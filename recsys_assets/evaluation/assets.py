@@ -58,11 +58,12 @@ _METRIC_COLUMNS = {
 )
 def evaluation(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
     worse: list[str] = []
+    versions: dict[str, str] = {}
     with explained_failures(pipeline):
         for day in context.partition_keys:
             started = time.monotonic()
             found = sources(pipeline, day)
-            version = _version(pipeline, found)
+            version = evaluation_version(pipeline, found.hybrid.version)
             info = pipeline.tables.sound_info("evaluation", day)
             unchanged = info is not None and info["version"] == version
             if unchanged:
@@ -76,6 +77,7 @@ def evaluation(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pip
             metadata = _evaluation_metadata(frame, day)
             metadata |= {"seconds": round(time.monotonic() - started, 2), "unchanged": unchanged, "version": version}
             context.add_asset_metadata(metadata, partition_key=day)
+            versions[day] = version
             gain = _value(frame, POPULAR, "hybrid_minus_this")
             if gain is not None and gain <= 0:
                 worse.append(day)
@@ -86,13 +88,14 @@ def evaluation(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pip
         description=f"not above popularity on {', '.join(worse)}" if worse else None,
         metadata={"days": len(context.partition_keys), "days not above popularity": len(worse)},
     )
-    return dg.MaterializeResult(check_results=[check])
+    return dg.MaterializeResult(check_results=[check], data_version=reporting.data_version(versions))
 
 
-def _version(pipeline: Pipeline, found: Sources) -> str:
+def evaluation_version(pipeline: Pipeline, hybrid_version: str) -> str:
+    """What a day's figures are made of."""
     frozen = pipeline.holdouts.current()
     return version_of(
-        hybrid=found.hybrid.version,
+        hybrid=hybrid_version,
         holdout=frozen.version if frozen else None,
         evaluation=pipeline.settings.evaluation.model_dump(),
         recommend=pipeline.settings.recommend.model_dump(),
@@ -192,6 +195,7 @@ _PROMOTION_COLUMNS = {
     metadata={"dagster/table_name": "promotions", "dagster/column_schema": reporting.schema(_PROMOTION_COLUMNS)},
 )
 def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    versions: dict[str, str] = {}
     with explained_failures(pipeline):
         for day in sorted(context.partition_keys):
             started = time.monotonic()
@@ -224,7 +228,18 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
                 "version": row["model_version"],
             }
             context.add_asset_metadata(metadata, partition_key=day)
-    return dg.MaterializeResult()
+            versions[day] = version_of(row=row)
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))
+
+
+def gate_version(pipeline: Pipeline) -> str:
+    """The rules of the gate and of what it measures."""
+    return version_of(
+        promotion=pipeline.settings.promotion.model_dump(),
+        evaluation=pipeline.settings.evaluation.model_dump(),
+        recommend=pipeline.settings.recommend.model_dump(),
+        code=CODE_VERSION,
+    )
 
 
 def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
@@ -232,19 +247,16 @@ def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
 
     A decision stands while the model, the settings and the champion it was made against are the same, and, once it was
     carried out, until it is rolled back: to materialize a champion's day again must not turn its row into a refusal.
+    A model that was refused for a newer champion is not compared again while there is a newer one.
     """
     champion = pipeline.champion.read()
     now = champion["version"] if champion else None
-    rules = version_of(
-        promotion=pipeline.settings.promotion.model_dump(),
-        evaluation=pipeline.settings.evaluation.model_dump(),
-        recommend=pipeline.settings.recommend.model_dump(),
-        code=CODE_VERSION,
-    )
+    rules = gate_version(pipeline)
     before = pipeline.tables.sound_info("promotion", found.day)
     if before is not None and (before["version"], before.get("rules")) == (found.hybrid.version, rules):
         carried_out = found.hybrid.version in {move["version"] for move in pipeline.champion.standing()}
-        if carried_out if before["promoted"] else before["champion"] == now:
+        outrun = champion is not None and min(champion["day"], before.get("champion_day") or "") > found.day
+        if carried_out if before["promoted"] else before["champion"] == now or outrun:
             return pipeline.tables.read("promotion", found.day).to_dicts()[0], True
     evidence = gather_evidence(pipeline, found)
     decision = decide(evidence, pipeline.settings.promotion)
@@ -270,6 +282,7 @@ def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
         "rules": rules,
         "promoted": decision.promote,
         "champion": evidence.champion_version,
+        "champion_day": evidence.champion_day,
     }
     pipeline.tables.publish_frame("promotion", found.day, pl.DataFrame([row], schema=_PROMOTION_SCHEMA), info)
     if decision.promote:

@@ -112,6 +112,7 @@ def raw_events(
             pipeline.warehouse.ensure_views("raw_events", context.log.warning)
         if refused:
             raise InputError("\n".join(refused.values()))
+        versions: dict[str, str] = {}
         of_the_run = f" of all {len(days)} days" if len(days) > 1 else ""
         for day in days:
             info = pipeline.tables.info("raw_events", day)
@@ -135,7 +136,8 @@ def raw_events(
                 },
                 partition_key=day,
             )
-    return dg.MaterializeResult()
+            versions[day] = info[FINGERPRINT]
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 
 def raw_stands(info: dict[str, Any] | None, fingerprint: str, settings: BucketSettings) -> bool:
@@ -358,6 +360,7 @@ def interactions(
     context: dg.AssetExecutionContext, config: CleanConfig, pipeline: dg.ResourceParam[Pipeline]
 ) -> Iterator[dg.MaterializeResult]:
     refused: list[str] = []
+    versions: dict[str, str] = {}
     totals = {"records in": 0, "kept": 0, "rejected": 0, "duplicates": 0}
     days = list(context.partition_keys)
     progress = reporting.Progress(context.log.info)
@@ -370,6 +373,7 @@ def interactions(
                 refused.append(str(error))
                 continue
             info, counts = cleaned.info, cleaned.info["counts"]
+            versions[day] = info["version"]
             rejected = sum(counts["rejected"].values())
             for name, value in zip(
                 totals, (counts["records_in"], counts["kept"], rejected, counts["duplicates"]), strict=True
@@ -425,8 +429,10 @@ def interactions(
         f"{reporting.summary(days)}: {totals['records in']:,} records = {totals['kept']:,} kept + "
         f"{totals['rejected']:,} rejected + {totals['duplicates']:,} duplicates"
     )
+    version = reporting.data_version(versions)
     yield dg.MaterializeResult(
         asset_key="interactions",
+        data_version=version,
         check_results=[
             dg.AssetCheckResult(
                 check_name="every_record_accounted_for",
@@ -435,7 +441,7 @@ def interactions(
             )
         ],
     )
-    yield dg.MaterializeResult(asset_key="rejected_events")
+    yield dg.MaterializeResult(asset_key="rejected_events", data_version=version)
 
 
 class RefusedError(InputError):

@@ -47,10 +47,12 @@ _USERS_AT_ONCE = 50_000
     },
 )
 def recommendations(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    versions: dict[str, str] = {}
     with explained_failures(pipeline):
         for day in context.partition_keys:
             started = time.monotonic()
             info, fresh = make_lists(pipeline, day, context.log.info)
+            versions[day] = info["version"]
             if fresh:
                 pipeline.warehouse.ensure_views("recommendations", context.log.warning)
             metadata: dict[str, Any] = {
@@ -69,7 +71,7 @@ def recommendations(context: dg.AssetExecutionContext, pipeline: dg.ResourcePara
             }
             context.add_asset_metadata(metadata, partition_key=day)
             context.log.info(f"{day}: {info['rows']} rows for {info['users']} users")
-    return dg.MaterializeResult()
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 
 def make_lists(pipeline: Pipeline, day: str, log: Log) -> tuple[dict[str, Any], bool]:
@@ -194,10 +196,12 @@ def _all_lists(pipeline: Pipeline, day: str, data_version: str, log: Log) -> tup
     },
 )
 def similar_items(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    versions: dict[str, str] = {}
     with explained_failures(pipeline):
         for day in context.partition_keys:
             started = time.monotonic()
             info, fresh = make_similar(pipeline, day)
+            versions[day] = info["version"]
             if fresh:
                 pipeline.warehouse.ensure_views("similar_items", context.log.warning)
             context.add_asset_metadata(
@@ -213,7 +217,7 @@ def similar_items(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[
                 },
                 partition_key=day,
             )
-    return dg.MaterializeResult()
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 
 def _similar(recommender: Recommender, count: int) -> tuple[pl.DataFrame, dict[str, Any]]:

@@ -54,6 +54,7 @@ class FitConfig(dg.Config):
 )
 def training_set(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
     with explained_failures(pipeline):
+        versions: dict[str, str] = {}
         frozen = building.frozen_holdout(pipeline, max(context.partition_keys), context.log.info)
         for day in context.partition_keys:
             started = time.monotonic()
@@ -87,8 +88,9 @@ def training_set(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[P
                     "these days are not learned from. Materialize interactions for them and then this day again."
                 )
             context.add_asset_metadata(metadata, partition_key=day)
+            versions[day] = info["version"]
             context.log.info(f"{day}: {info['counts']['kept']} events{'' if fresh else ' (unchanged)'}")
-    return dg.MaterializeResult()
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 
 def _example_lists(model: Member, data: TrainingSet, count: int = 5) -> dg.MetadataValue:
@@ -141,6 +143,7 @@ def _member_asset(name: str, kinds: set[str], description: str) -> dg.AssetsDefi
     def member(
         context: dg.AssetExecutionContext, config: FitConfig, pipeline: dg.ResourceParam[Pipeline]
     ) -> dg.MaterializeResult:
+        versions: dict[str, str] = {}
         with explained_failures(pipeline):
             for day in sorted(context.partition_keys):  # a day goes on from the one before
                 lines: list[str] = []
@@ -167,7 +170,8 @@ def _member_asset(name: str, kinds: set[str], description: str) -> dg.AssetsDefi
                     metadata["examples"] = _example_lists(members.load_member(name, artifact.path / "final"), data)
                     metadata["training log"] = reporting.log_lines(lines)
                 context.add_asset_metadata(metadata, partition_key=day)
-        return dg.MaterializeResult()
+                versions[day] = artifact.version
+        return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
     return member
 
@@ -195,6 +199,7 @@ member_assets = [
     ),
 )
 def hybrid_model(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    versions: dict[str, str] = {}
     with explained_failures(pipeline):
         for day in sorted(context.partition_keys):
             artifact, fresh = blend.blend_day(pipeline, day, context.log.info)
@@ -216,4 +221,5 @@ def hybrid_model(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[P
                 "artifact": dg.MetadataValue.path(str(artifact.path)),
             }
             context.add_asset_metadata(metadata, partition_key=day)
-    return dg.MaterializeResult()
+            versions[day] = artifact.version
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))

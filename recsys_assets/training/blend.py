@@ -31,17 +31,22 @@ def validation_tasks(data: TrainingSet, day: str, days: int, settings: Settings)
     return tasks
 
 
+def recipe(settings: Settings) -> str:
+    """A version of the settings that matter to the ranking."""
+    return version_of(
+        recommend=settings.recommend.model_dump(),
+        training=settings.training.model_dump(exclude={"full_refit_days"}),
+        evaluation=settings.evaluation.model_dump(),
+    )
+
+
 def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
     """Publishes the hybrid of a day: weights, and the members' final states, whole in one folder."""
     settings = pipeline.settings
     found = member_artifacts(pipeline, day)
     inputs = {
         "members": {name: artifact.version for name, artifact in found.items()},
-        "settings": version_of(
-            recommend=settings.recommend.model_dump(),
-            training=settings.training.model_dump(exclude={"full_refit_days"}),
-            evaluation=settings.evaluation.model_dump(),
-        ),
+        "settings": recipe(settings),
         "code": CODE_VERSION,
     }
     existing = pipeline.artifacts.sound("hybrid_model", day)

@@ -77,6 +77,14 @@ def load_member(name: str, folder: Path) -> Member:
     return MEMBERS[name].from_state(*load_state(folder))
 
 
+def recipe(settings: Settings, name: str) -> str:
+    """A version of the settings that matter to a member."""
+    return version_of(
+        own=getattr(settings, name).model_dump(),
+        training=settings.training.model_dump(exclude={"full_refit_days"}),
+    )
+
+
 def fit_member(
     pipeline: Pipeline, name: str, day: str, full_refit: bool, log: Log
 ) -> tuple[Artifact, bool, TrainingSet | None]:
@@ -89,10 +97,7 @@ def fit_member(
     source = pipeline.artifacts.need("training_set", day)
     inputs = {
         "training_set": source.version,
-        "settings": version_of(
-            own=getattr(settings, name).model_dump(),
-            training=settings.training.model_dump(exclude={"full_refit_days"}),
-        ),
+        "settings": recipe(settings, name),
         "code": CODE_VERSION,
     }
     existing = pipeline.artifacts.sound(asset, day)

@@ -34,8 +34,8 @@ train = dg.define_asset_job(
 )
 lists = dg.define_asset_job(
     "lists",
-    dg.AssetSelection.assets("recommendations", "similar_items"),
-    description="The champion's lists of a day: what `recsys rollback` makes anew.",
+    dg.AssetSelection.groups("serving", "publishing"),
+    description="The champion's lists of a day, and its files where `publish` says: what `recsys rollback` makes anew.",
     op_retry_policy=RETRIES,
 )
 

@@ -35,19 +35,29 @@ def frozen_holdout(pipeline: Pipeline, day: str, log: Log) -> holdout.Holdout | 
     return drawn
 
 
+def made_of(pipeline: Pipeline, interactions: dict[str, Any], frozen: holdout.Holdout | None) -> dict[str, Any]:
+    """Everything a training set depends on: `version_of` these is its version.
+
+    Args:
+        interactions: day -> version, of every day up to the set's own.
+    """
+    return {
+        "interactions": interactions,
+        "holdout": frozen.version if frozen else None,
+        "actions": [list(pair) for pair in pipeline.settings.actions.items()],
+        "window_days": pipeline.settings.training.window_days,
+        "code": CODE_VERSION,
+    }
+
+
 def merge_day(pipeline: Pipeline, day: str, frozen: holdout.Holdout | None) -> tuple[dict[str, Any], bool]:
     """Builds one day's training set unless it stands there made from equal inputs. Returns its info and whether it is
     new."""
     settings = pipeline.settings
     pipeline.need_table("interactions", day)
     days = [each for each in pipeline.tables.days("interactions") if each <= day]
-    inputs = {
-        "interactions": {each: (pipeline.tables.info("interactions", each) or {}).get("version") for each in days},
-        "holdout": frozen.version if frozen else None,
-        "actions": list(settings.actions.items()),
-        "window_days": settings.training.window_days,
-        "code": CODE_VERSION,
-    }
+    versions = {each: (pipeline.tables.info("interactions", each) or {}).get("version") for each in days}
+    inputs = made_of(pipeline, versions, frozen)
     version = version_of(**inputs)
     existing = pipeline.artifacts.sound("training_set", day)
     if existing is not None and existing.version == version:

@@ -6,6 +6,7 @@ import polars as pl
 from recsys_assets import reporting
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
+from recsys_assets.storage.artifacts import version_of
 from recsys_assets.trust.retention import prune
 
 CODE_VERSION = "1"
@@ -80,4 +81,4 @@ def retention(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
             },
             partition_key=newest,
         )
-    return dg.MaterializeResult()
+    return dg.MaterializeResult(data_version=reporting.data_version({newest: version_of(rows=rows)}))
