@@ -2,7 +2,8 @@
 
 A day of 5,000 objects and 900,000 records, of which 1 % are duplicates. Ours is the assets raw_events and interactions
 as Dagster runs them (list, fetch, keep, validate, deduplicate, publish, views), each time into an empty store, with an
-event log in memory. The script (old_script.py) lists, fetches one by one with boto3, parses and drops duplicates in pandas, and writes nothing.
+event log in memory. The script (old_script.py) lists, fetches one by one with boto3, parses and drops duplicates in
+pandas, and writes nothing.
 
 | name | |
 |---|---|

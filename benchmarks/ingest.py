@@ -14,7 +14,9 @@ ingest.day10m.peak_mb: a day of 10,000,000 records in 20,000 objects of a file:/
 that is through raw_events, interactions and Dagster, in a process of its own; `seconds_of_the_run` is what the whole
 command took.
 
-    python -m benchmarks.ingest [--runs 7] [--no-large]
+Then ingest.end_to_end.vs_script and ingest.end_to_end20.vs_script, from an S3 server into the warehouse (end_to_end.py).
+
+    python -m benchmarks.ingest [--runs 7] [--no-large] [--no-end-to-end]
 """
 
 import argparse
@@ -30,7 +32,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from benchmarks import old_script
+from benchmarks import end_to_end, old_script
 from benchmarks.lines import emit, progress
 from benchmarks.year import _recsys
 from recsys_assets.ingest.decode import raw_table
@@ -54,9 +56,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="of each side (default 7)")
     parser.add_argument("--no-large", action="store_true", help="without the day of 10,000,000 records")
+    parser.add_argument("--no-end-to-end", action="store_true", help="without the S3 server")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         speed(Path(folder), 2000, arguments.runs)
+    if not arguments.no_end_to_end:
+        end_to_end.measure()
     if not arguments.no_large:
         with tempfile.TemporaryDirectory() as folder:
             large(Path(folder), 20_000)
