@@ -170,7 +170,7 @@ def preflight() -> None:
 
 
 @main.command()
-@click.argument("job", type=click.Choice(["ingest", "train"]))
+@click.argument("job", type=click.Choice(["ingest", "train", "load_tables"]))
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="one day")
 @click.option("--from", "first", type=click.DateTime(["%Y-%m-%d"]), help="first day of a range")
 @click.option("--to", "last", type=click.DateTime(["%Y-%m-%d"]), help="last day of a range")
@@ -184,6 +184,8 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
 
     days = _days(day, first, last)
     pipeline = Pipeline.open()
+    if job == "load_tables" and not pipeline.settings.sql.url:
+        raise SettingsError("sql.url is not set: there is no database to load tables from (docs/sql.md)")
     with open_instance(pipeline) as instance:
         if job == "ingest":
             from recsys_assets.ingest.unchanged import days_to_run

@@ -6,7 +6,7 @@ from recsys_assets.evaluation import assets as evaluation
 from recsys_assets.ingest import assets as ingest
 from recsys_assets.ingest.sensors import new_log_prefixes
 from recsys_assets.launch import brief_logger
-from recsys_assets.optional import after, parts
+from recsys_assets.optional import parts
 from recsys_assets.pipeline import Pipeline, described
 from recsys_assets.serving import assets as serving
 from recsys_assets.training import assets as training
@@ -18,7 +18,7 @@ _optional = parts(_pipeline.settings)
 
 defs = dg.Definitions(
     assets=[
-        after(ingest.raw_events, _optional.before_raw_events),
+        ingest.raw_events,
         ingest.interactions,
         training.training_set,
         *search_assets.parameter_assets,

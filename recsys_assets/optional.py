@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import dagster as dg
-
 from recsys_assets.settings import Settings
 
 
@@ -16,8 +14,6 @@ class Parts:
     sensors: list[Any] = field(default_factory=list)
     jobs: list[Any] = field(default_factory=list)
     schedules: list[Any] = field(default_factory=list)
-    before_raw_events: list[str] = field(default_factory=list)
-    """Assets that put objects into the bucket."""
 
 
 def parts(settings: Settings) -> Parts:
@@ -40,12 +36,9 @@ def parts(settings: Settings) -> Parts:
         found.assets += sql.sql_assets(settings)
         found.jobs.append(sql.load_tables)
         found.schedules.append(sql.nightly_tables)
-        found.before_raw_events += ["sql_events"] if settings.sql.events else []
     return found
 
 
-def after(asset: dg.AssetsDefinition, earlier: list[str]) -> dg.AssetsDefinition:
-    """The asset with further ones that it comes after."""
-    if not earlier:
-        return asset
-    return asset.map_asset_specs(lambda spec: spec.replace_attributes(deps=[*spec.deps, *earlier]))
+def before_raw_events(settings: Settings) -> list[str]:
+    """Assets that put objects into the bucket, which raw_events comes after."""
+    return ["sql_events"] if settings.sql.url and settings.sql.events else []

@@ -23,6 +23,10 @@ class InputError(RuntimeError):
     """The inputs do not allow this step; the message says what is wrong, where, and what to do."""
 
 
+class InputUnavailable(InputError):
+    """A source does not answer: the same may succeed later."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Settings and storage of one home."""
@@ -86,13 +90,14 @@ def _file_trouble(error: Exception) -> str | None:
 def explained_failures(pipeline: Pipeline) -> Iterator[None]:
     """Turns errors a person can mend into a failure that says what, where and what to do, without a stack trace.
 
-    Such failures are not retried: the same run would meet the same error. A bucket that does not answer is another
-    matter (setting `jobs.retries`).
+    Such failures are not retried: the same run would meet the same error. A bucket or a database that does not answer
+    is another matter (setting `jobs.retries`).
     """
     try:
         yield
     except (BucketError, InputError, ArtifactError, SettingsError) as error:
-        raise dg.Failure(description=str(error), allow_retries=isinstance(error, BucketUnavailable)) from error
+        may_pass = isinstance(error, (BucketUnavailable, InputUnavailable))
+        raise dg.Failure(description=str(error), allow_retries=may_pass) from error
     except dg.Failure:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
-from recsys_assets.pipeline import Pipeline, explained_failures
+from recsys_assets.pipeline import InputError, InputUnavailable, Pipeline, explained_failures
+from recsys_assets.settings import Settings
 from recsys_assets.storage.bucket import BucketError, BucketUnavailable
 
 ROOT = Path(__file__).parent.parent
@@ -18,10 +21,14 @@ ON = {
     "RECSYS_QUEUE__URL": "https://sqs.eu-west-1.amazonaws.com/1/logs",
     "RECSYS_PUBLISH__METRICS_URL": "s3://dashboard/metrics",
     "RECSYS_PUBLISH__MODEL_URL": "s3://models",
+    "RECSYS_SQL__URL": "postgresql+psycopg://user:secret@127.0.0.1:1/shop",
+    "RECSYS_SQL__EVENTS": "{orders: {table: orders, user: u, item: i, time: t, always: PURCHASE}}",
+    "RECSYS_SQL__CATALOGUE": "{table: products}",
     "RECSYS_JOBS__RETRIES": "5",
 }
-MODULES = ["recsys_assets.ingest.queue", "recsys_assets.publishing"]
-ASSETS = ["published_champion", "published_metrics"]
+MODULES = ["recsys_assets.ingest.queue", "recsys_assets.publishing", "recsys_assets.sources.database"]
+ASSETS = ["catalogue", "published_champion", "published_metrics", "sql_events"]
+DOCS = {"events": ["queue"], "sql": ["sql"], "metrics": ["publish", "jobs"]}
 
 TELL = """
 import json, sys, dagster as dg
@@ -32,6 +39,19 @@ print(json.dumps({
     "modules": sorted(sys.modules),
     "sensors": sorted(sensor.name for sensor in defs.sensors),
     "assets": sorted(key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()),
+    "jobs": sorted(job.name for job in defs.jobs),
+    "before": sorted(
+        key.to_user_string() for key in defs.resolve_asset_graph().get(dg.AssetKey("raw_events")).parent_keys
+    ),
+    "order": [
+        other.node
+        for job in defs.jobs
+        if job.name == "load_tables"
+        for node, inputs in defs.resolve_job_def(job.name).dependencies.items()
+        if node.name == "raw_events"
+        for other in inputs.values()
+    ],
+    "schedules": sorted(schedule.name for schedule in defs.schedules),
     "train": sorted(key.to_user_string() for key in train.asset_layer.executable_asset_keys),
     "retries": train.op_retry_policy and [train.op_retry_policy.max_retries, train.op_retry_policy.delay],
 }))
@@ -58,12 +78,36 @@ def test_what_is_off_is_not_there_and_what_is_on_is() -> None:
     assert on["sensors"] == ["bucket_events", "new_log_prefixes"]
     assert sorted(set(on["assets"]) - set(off["assets"])) == ASSETS
     assert set(on["train"]) - set(off["train"]) == {"published_champion", "published_metrics"}
+    assert set(on["jobs"]) - set(off["jobs"]) == {"load_tables"}
+    assert set(on["schedules"]) - set(off["schedules"]) == {"nightly_tables"}
+    assert (off["before"], on["before"]) == ([], ["sql_events"])
+    assert on["order"] == ["sql_events"], "not in the lineage alone, but in the run"
     assert off["retries"] is None
     assert on["retries"] == [5, 600]
 
 
-@pytest.mark.parametrize(("error", "tries"), [(BucketUnavailable("busy"), 3), (BucketError("denied"), 1)])
-def test_only_what_may_pass_is_tried_again(error: BucketError, tries: int) -> None:
+@pytest.mark.parametrize("page", DOCS)
+def test_the_page_names_every_setting_and_its_policy_is_json(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for name in DOCS[page]:
+        section = Settings.model_fields[name].annotation
+        assert section is not None
+        assert [field for field in section.model_fields if f"`{name}.{field}`" not in text] == []
+        named = set(re.findall(rf"`{name}\.([a-z_]+)", text))
+        assert named <= set(section.model_fields)
+    policies = [json.loads(each) for each in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if "Statement" in each]
+    assert policies
+    settings = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert settings
+    for each in settings:
+        Settings.model_validate({"home": ROOT, **yaml.safe_load(each)})
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(BucketUnavailable("busy"), 3), (InputUnavailable("gone"), 3), (BucketError("denied"), 1), (InputError("no"), 1)],
+)
+def test_only_what_may_pass_is_tried_again(error: Exception, tries: int) -> None:
     tried = []
 
     @dg.asset

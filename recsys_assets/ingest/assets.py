@@ -31,9 +31,10 @@ from recsys_assets.ingest.validate import (
     clean_large,
     is_large,
 )
+from recsys_assets.optional import before_raw_events
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import InputError, Pipeline, explained_failures
-from recsys_assets.settings import BucketSettings, Settings
+from recsys_assets.settings import BucketSettings, Settings, load_settings
 from recsys_assets.storage.artifacts import version_of
 from recsys_assets.storage.bucket import Bucket, LogObject, fetch
 from recsys_assets.storage.files import temporary_name
@@ -56,6 +57,7 @@ class RawConfig(dg.Config):
 @dg.asset(
     partitions_def=daily,
     backfill_policy=dg.BackfillPolicy.single_run(),
+    deps=before_raw_events(load_settings()),
     group_name="ingest",
     kinds={"s3", "json", "parquet"},
     owners=reporting.OWNERS,

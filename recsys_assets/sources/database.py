@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from recsys_assets.days import day_start_ms, shift
-from recsys_assets.pipeline import InputError
+from recsys_assets.pipeline import InputError, InputUnavailable
 from recsys_assets.settings import SqlClicksSettings, SqlSettings
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class Database:
         When the connection breaks `work` is called again, with a new snapshot: what it did before must not count.
 
         Raises:
-            InputError: the database cannot be read; the message says why.
+            InputError: the database refuses; the message says why.
+            InputUnavailable: it cannot be reached, or the connection broke time and again.
         """
         for attempt in itertools.count():
             try:
@@ -60,9 +61,10 @@ class Database:
             except sa.exc.DBAPIError as error:
                 said = str(error.orig or type(error).__name__).strip()
                 said = said.replace(self._password, "***") if self._password else said
-                lasting = not (error.connection_invalidated or isinstance(error, sa.exc.OperationalError))
-                if lasting or attempt >= self._settings.retries:
+                if not (error.connection_invalidated or isinstance(error, sa.exc.OperationalError)):
                     raise InputError(f"sql: {self.name}: {said}") from None
+                if attempt >= self._settings.retries:
+                    raise InputUnavailable(f"sql: {self.name}: {said}") from None
                 _log.warning("sql: %s: %s; read again", self.name, said)
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("unreachable")
