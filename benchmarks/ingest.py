@@ -14,7 +14,7 @@ ingest.day10m.peak_mb: a day of 10,000,000 records in 20,000 objects of a file:/
 that is through raw_events, interactions and Dagster, in a process of its own; `seconds_of_the_run` is what the whole
 command took.
 
-Then ingest.end_to_end.vs_script and ingest.end_to_end20.vs_script, from an S3 server into the warehouse (end_to_end.py).
+Then, from an S3 server into the warehouse (end_to_end.py): ingest.end_to_end.vs_script, ingest.end_to_end20.vs_script.
 
     python -m benchmarks.ingest [--runs 7] [--no-large] [--no-end-to-end]
 """
