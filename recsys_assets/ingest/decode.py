@@ -233,17 +233,31 @@ def is_whole(record: bytes) -> bool:
 
 
 def _lines(text: bytes) -> Iterator[bytes | Rejection]:
+    at = done = 0
     for line in text.split(b"\n"):
+        start = at
+        at += len(line) + 1
+        if start < done:  # the record before goes on here
+            start, line = done, text[done : at - 1]
         record = line.strip(b", \t\r\v\f")
         if not record:
             continue
         alone = record.startswith(b"{") and record.find(b"{", 1) < 0 and record.find(b"}") == len(record) - 1
-        # Else perhaps several on one line, or what a torn write left in front of one.
         if alone or b"{" not in record or is_whole(record):
             yield record
-            continue
-        pieces = list(_sequence(record))
-        yield from pieces if len(pieces) > 1 else [record]
+        elif line.startswith(b"{") and (end := _record_end(_block(text, start), 0)) > len(line):
+            yield text[start : start + end]
+            done = start + end
+        else:  # perhaps several on one line, or what a torn write left in front of one
+            pieces = list(_sequence(record))
+            yield from pieces if len(pieces) > 1 else [record]
+
+
+def _block(text: bytes, start: int) -> bytes:
+    """A record's line, and those behind it up to the next that begins with '{': it may go over several."""
+    limit = start + _MAX_DAMAGED_RECORD
+    end = text.find(b"\n{", start, limit)
+    return text[start : limit if end < 0 else end]
 
 
 def _sequence(text: bytes) -> Iterator[bytes | Rejection]:

@@ -217,7 +217,9 @@ class Mutator:
     def form(self, size: int, objects_only: bool = False, kind: str | None = None) -> tuple[bytes, list[bytes | None]]:
         """A text of records in one of the ways in which files hold them, and the records."""
         rng = self.rng
-        kind = kind or rng.choice(["array", "array", "lines", "lines", "line arrays", "sequence", "pretty", "indented"])
+        kind = kind or rng.choice(
+            ["array", "array", "lines", "lines", "line arrays", "sequence", "pretty", "indented", "mixed"]
+        )
         comma = rng.choice([b",", b", ", b",\n", b",\r\n", b" ,\t"])
         if kind == "lines":
             elements = [self.element(objects_only=objects_only) for _ in range(size)]
@@ -228,8 +230,8 @@ class Mutator:
         if kind == "sequence":
             elements = [self.element(objects_only=True) for _ in range(size)]
             return rng.choice([b"", b" ", b",", b", "]).join(elements), list(elements)
-        if kind == "indented":
-            elements = [self.text(self.fields(), indent=True) for _ in range(size)]
+        if kind in ("indented", "mixed"):
+            elements = [self.text(self.fields(), kind == "indented" or rng.random() < 0.5) for _ in range(size)]
             return b"\n".join(elements) + b"\n", list(elements)
         elements = [self.element(kind == "pretty", objects_only) for _ in range(size)]
         if kind == "line arrays":  # a batch a line
