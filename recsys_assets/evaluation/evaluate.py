@@ -33,7 +33,7 @@ from recsys_assets.training.blend import load_hybrid, load_measured
 from recsys_assets.training.events import Events, Ints, TrainingSet
 from recsys_assets.training.training_set import read_training_set
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 _LENGTH = 20
 
 

@@ -118,7 +118,7 @@ class Artifacts:
         """Deletes a version, and before it the pointer if that names it. To be called under `lock`."""
         folder = self.root / asset / day
         pointer = folder / _POINTER
-        if pointer.exists() and _json(pointer)["version"] == version:
+        if pointer.exists() and _pointed_at(pointer) in (version, None):
             pointer.unlink()
         files.remove_folder(folder / version)
         with contextlib.suppress(OSError):  # other versions are in it
@@ -198,6 +198,14 @@ def _holds(folder: Path, manifest: bytes) -> bool:
     except ArtifactError:
         return False
     return True
+
+
+def _pointed_at(pointer: Path) -> str | None:
+    """The version that a pointer names; None if it is damaged."""
+    try:
+        return str(_json(pointer)["version"])
+    except (ArtifactError, KeyError):
+        return None
 
 
 def _json(path: Path) -> dict[str, Any]:

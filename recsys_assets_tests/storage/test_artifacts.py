@@ -89,6 +89,10 @@ def test_a_version_is_removed_with_its_pointer(tmp_path: Path) -> None:
     store.remove("model", DAY, "v2")
     assert store.current("model", DAY) is None
     assert not (tmp_path / "model" / DAY).exists()
+    publish(store, "v3", "three")
+    (tmp_path / "model" / DAY / "current.json").write_text("")
+    store.remove("model", DAY, "v3")
+    assert not (tmp_path / "model" / DAY).exists()
 
 
 def test_a_failed_publish_leaves_everything_as_it_was(tmp_path: Path) -> None:

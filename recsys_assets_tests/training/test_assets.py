@@ -119,13 +119,13 @@ def test_training_sets_do_not_depend_on_the_order_of_building(trained_home: Pipe
 def test_a_missing_day_is_told_and_absorbed_later(trained_home: Pipeline, tmp_path: Path) -> None:
     pipeline = copy_home(trained_home, tmp_path / "home")
     day, path = TRAINED[0], pipeline.tables.path("interactions", DAYS[2])
-    expected = contents(pipeline.settings.store / "training_set" / day)
+    expected = contents(pipeline.artifacts.need("training_set", day).path)
     path.rename(tmp_path / "away")
     ran = run(pipeline, ["training_set"], [day])
     assert ran.metadata("training_set", day)["days without interactions"] == 1
     (tmp_path / "away").rename(path)
     assert run(pipeline, ["training_set"], [day]).metadata("training_set", day)["days without interactions"] == 0
-    assert contents(pipeline.settings.store / "training_set" / day) == expected
+    assert contents(pipeline.artifacts.need("training_set", day).path) == expected
 
 
 def session(pipeline: Pipeline, in_folder_of: str, on: str, n: int = 40) -> None:
