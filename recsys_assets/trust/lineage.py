@@ -17,14 +17,16 @@ class Made(NamedTuple):
 def parents(made: Made, artifact: Artifact) -> Iterator[Made]:
     """The artifacts this one was made of directly."""
     info = artifact.info
+    if made.asset == "training_set":
+        return
     if made.asset == "hybrid_model":
         yield Made("training_set", made.day, info["training_set"])
         for name, version in info["inputs"]["members"].items():
             yield Made(f"{name}_model", made.day, version)
-    elif made.asset != "training_set":
+    else:
         yield Made("training_set", made.day, info["inputs"]["training_set"])
-        if info["parent"]:
-            yield Made(made.asset, info["parent"]["day"], info["parent"]["version"])
+    if info.get("parent"):  # whose state, or whose ranking, it goes on from
+        yield Made(made.asset, info["parent"]["day"], info["parent"]["version"])
 
 
 def ancestry(artifacts: Artifacts, begin: Iterable[Made]) -> set[Made]:

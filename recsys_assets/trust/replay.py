@@ -26,7 +26,7 @@ from recsys_assets.training.blend import blend_day
 from recsys_assets.training.holdout import Holdout
 from recsys_assets.training.members import fit_member
 from recsys_assets.training.training_set import merge_day
-from recsys_assets.trust.lineage import Made
+from recsys_assets.trust.lineage import Made, parents
 
 LISTS = ("recommendations", "similar_items")
 ASSETS = ("interactions", "training_set", *[f"{name}_model" for name in MEMBERS], "hybrid_model", *LISTS)
@@ -127,18 +127,9 @@ def _chain(pipeline: Pipeline, day: str, models: list[str]) -> list[Made]:
     waiting = [Made(models[-1], day, pipeline.artifacts.need(models[-1], day).version)]
     while waiting:
         made = waiting.pop()
-        if made in found:
-            continue
-        found[made] = None
-        info = _need(pipeline, made).info
-        if made.asset == "training_set":
-            continue
-        inputs = info["inputs"]
-        training = info["training_set"] if made.asset == "hybrid_model" else inputs["training_set"]
-        waiting.append(Made("training_set", made.day, training))
-        waiting += [Made(f"{name}_model", made.day, version) for name, version in inputs.get("members", {}).items()]
-        if info.get("parent"):
-            waiting.append(Made(made.asset, info["parent"]["day"], info["parent"]["version"]))
+        if made not in found:
+            found[made] = None
+            waiting += parents(made, _need(pipeline, made))
     return list(found)
 
 

@@ -27,10 +27,10 @@ def test_the_shares_add_up_and_the_events_lead_to_their_records(trained_home: Pi
     found = explain(trained_home, str(wanted["user_id"]), str(wanted["item_id"]))
     assert found.row == wanted
     assert found.notes == []
-    assert {share.member for share in found.shares} == set(MEMBERS)
+    assert {share.member for share in found.shares} >= set(MEMBERS)
     assert sum(share.contribution for share in found.shares) == pytest.approx(wanted["score"], abs=1e-4)
     hybrid = trained_home.artifacts.need("hybrid_model", DAY)
-    assert {share.member: share.weight for share in found.shares} == hybrid.info["weights"]
+    assert all(share.weight == hybrid.info["weights"][share.member] for share in found.shares)
     assert found.window == (DAYS[0], DAY)
     assert found.influences
     falls = [99 if each.rank_without is None else each.rank_without for each in found.influences]

@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -12,6 +13,7 @@ from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import RetentionSettings
 from recsys_assets.storage.artifacts import link_tree
 from recsys_assets.training.blend import load_measured
+from recsys_assets.training.schedules import FULL_REFIT
 from recsys_assets.trust.champion import roll_back
 from recsys_assets.trust.lineage import Made
 from recsys_assets.trust.retention import PRUNED_ASSETS, freed, kept_days, prune
@@ -62,32 +64,47 @@ def test_by_default_nothing_of_a_young_shop_goes(home: Pipeline) -> None:
     assert snapshot(home.settings.store) == before
 
 
-def test_the_champion_and_all_it_was_made_of_stay(home: Pipeline) -> None:
-    """It goes on from the first day's states of three members."""
+def refitted(home: Pipeline) -> Pipeline:
+    """Under strict rules, with a champion of the second day that goes on from nothing."""
     strict = changed(home, retention={"days": 1, "months": 0, "champions": 1})
+    run(strict, [f"{name}_model" for name in MEMBERS], [SECOND], config=FULL_REFIT)
+    run(strict, ["hybrid_model"], [SECOND])
+    strict.champion.move(SECOND, strict.artifacts.need("hybrid_model", SECOND).version, "for the test")
+    return strict
+
+
+def test_the_champion_and_all_it_was_made_of_stay(home: Pipeline) -> None:
+    """It goes on from the first day's states and ranking."""
+    strict = changed(home, retention={"days": 1, "months": 0, "champions": 1})
+    verdicts, _ = prune(strict)
+    assert {verdict.stays for verdict in verdicts} == {"the champion, or what it was made of"}
+    assert len(list(there(strict))) == 14
+
+
+def test_the_rest_goes(home: Pipeline) -> None:
+    strict = refitted(home)
+    before = set(there(strict))
+    assert len(before) == 18
     dry, would_gain = prune(strict, dry_run=True)
-    assert len(list(there(strict))) == 14, "a dry run deletes nothing"
+    assert set(there(strict)) == before, "a dry run deletes nothing"
     verdicts, gained = prune(strict)
     assert verdicts == dry
     assert gained == would_gain > 0
-    left = {(made.asset, made.day) for made in there(strict)}
-    assert left == {
-        *((asset, SECOND) for asset in PRUNED_ASSETS),
-        *((f"{name}_model", FIRST) for name in ("repeat", "als", "sequence")),
-        ("training_set", FIRST),
-    }
+    assert sorted((made.asset, made.day) for made in there(strict)) == sorted(
+        (asset, SECOND) for asset in PRUNED_ASSETS
+    )
     assert strict.artifacts.current("hybrid_model", FIRST) is None
     load_measured(strict, strict.artifacts.need("hybrid_model", SECOND))
     assert prune(strict)[1] == 0
-    ran = run(strict, ["hybrid_model", "recommendations"], [SECOND])
-    assert ran.metadata("hybrid_model", SECOND)["unchanged"]
-    assert ran.metadata("recommendations", SECOND)["unchanged"]
+    assert run(strict, ["hybrid_model"], [SECOND]).metadata("hybrid_model", SECOND)["unchanged"]
+    assert run(strict, ["training_set"], [FIRST]).metadata("training_set", FIRST)["unchanged"] is False
 
 
 def test_an_earlier_champion_stays_for_a_rollback(home: Pipeline) -> None:
-    strict = changed(home, retention={"days": 1, "months": 0, "champions": 2})
+    strict = changed(refitted(home), retention={"days": 1, "months": 0, "champions": 3})
     prune(strict)
-    assert roll_back(strict, None, "why")["to"]["day"] == FIRST
+    assert len(list(there(strict))) == 18
+    assert roll_back(strict, FIRST, "why")["to"]["day"] == FIRST
     load_measured(strict, strict.artifacts.need("hybrid_model", FIRST))
 
 
@@ -129,21 +146,18 @@ def test_shared_files_are_freed_with_their_last_name(home: Pipeline, tmp_path: P
 
 
 def test_the_asset_and_the_verb(home: Pipeline) -> None:
-    strict = changed(home, retention={"days": 1, "months": 0, "champions": 1})
+    strict = refitted(home)
     place = ["--home", str(strict.settings.home)]
     done = CliRunner().invoke(main, [*place, "prune", "--dry-run"], catch_exceptions=False)
     assert f"prune  hybrid_model     {FIRST}" in done.output
-    assert "would go" in done.output
+    assert "7 versions stay, 11 would go" in done.output
     ran = run(strict, ["retention"], TRAINED)
     found = ran.metadata("retention", SECOND)
-    assert (found["versions kept"], found["versions pruned"]) == (11, 3)
+    assert (found["versions kept"], found["versions pruned"]) == (7, 11)
     assert found["bytes freed"] > 0
     assert ran.metadata("retention", FIRST)["dagster/partition_row_count"] == 0
     rows = strict.tables.read("retention", SECOND)
-    assert rows.filter("pruned").select("asset", "of_day").rows() == [
-        ("popularity_model", FIRST),
-        ("transition_model", FIRST),
-        ("hybrid_model", FIRST),
-    ]
+    assert rows.filter("pruned")["reason"].null_count() == 11
+    assert set(rows.filter(~pl.col("pruned"))["reason"]) == {"the champion, or what it was made of"}
     done = CliRunner().invoke(main, [*place, "prune"], catch_exceptions=False)
-    assert done.output.endswith("11 versions stay, 0 went: 0.0 MB\n")
+    assert done.output.endswith("7 versions stay, 0 went: 0.0 MB\n")
