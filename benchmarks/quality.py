@@ -37,10 +37,11 @@ from recsys_assets.evaluation.metrics import Array, hits_matrix, paired_bootstra
 from recsys_assets.evaluation.tasks import Task, prediction_task
 from recsys_assets.models import MEMBERS
 from recsys_assets.models.base import Log, Member
-from recsys_assets.models.hybrid import HybridModel, learn_weights
+from recsys_assets.models.hybrid import HybridModel
+from recsys_assets.models.ranker import Ranker
 from recsys_assets.settings import Settings, load_settings
-from recsys_assets.training.blend import validation_tasks
-from recsys_assets.training.events import Ints, TrainingSet
+from recsys_assets.training.blend import learn_ranking, validation_tasks
+from recsys_assets.training.events import DAY_MS, Ints, TrainingSet
 from recsys_assets.training.members import CHEAP_MEMBERS, States, go_on, refit, validation_days
 
 # Two weeks before Christmas Eve, chosen before any figure was looked at: late in the year, every day with trade.
@@ -59,7 +60,7 @@ def make_settings(**changes: dict[str, Any]) -> Settings:
 
 def changed_settings(settings: Settings) -> dict[str, Any]:
     """The model settings that differ from the defaults."""
-    sections = (*MEMBERS, "training", "recommend")
+    sections = (*MEMBERS, "ranker", "training", "recommend")
     return {
         f"{section}.{name}": value
         for section in sections
@@ -103,10 +104,16 @@ class Pool:
 
 
 def measure(
-    members: dict[str, Member], weights: dict[str, float], task: Task, data: TrainingSet, k: int
+    members: dict[str, Member],
+    weights: dict[str, float],
+    ranker: Ranker | None,
+    task: Task,
+    data: TrainingSet,
+    k: int,
 ) -> dict[str, Ints]:
     """int32[b, 10] lists of the hybrid, of each member and of seven days' popularity."""
-    lists = model_lists(HybridModel(members, weights, k), task, MAIN_CUTOFF)
+    ranker = ranker.at(data.before(task.at_ms)) if ranker is not None else None
+    lists = model_lists(HybridModel(members, weights, k, ranker), task, MAIN_CUTOFF)
     lists[POPULAR] = popular_lists(data.events, task, MAIN_CUTOFF)
     return lists
 
@@ -130,11 +137,14 @@ def leave_one_out(
         seconds[name] = time.monotonic() - started
     started = time.monotonic()
     validation = prediction_task(found.data, found.validation_ms, found.test_ms, settings)
-    weights = learn_weights(members, [validation], settings, log)
+    earlier = [found.validation_ms - back * DAY_MS for back in range(settings.ranker.learn_days, 0, -1)]
+    lessons = [prediction_task(known, at_ms, at_ms + DAY_MS, settings) for at_ms in earlier]
+    lessons = [task for task in lessons if len(task)]
+    weights, ranker = learn_ranking(members, found.data, lessons, [validation], settings, log)
     seconds["weights"] = time.monotonic() - started
     task = prediction_task(found.data, found.test_ms, found.data.end_ms, settings)
     return (
-        measure(members, weights, task, found.data.before(found.test_ms), settings.recommend.candidates),
+        measure(members, weights, ranker, task, found.data.before(found.test_ms), settings.recommend.candidates),
         task,
         weights,
         seconds,
@@ -176,6 +186,7 @@ def next_days(
     zone = shop.settings.calendar.time_zone
     pools = {suffix: Pool() for suffix in protocols}
     weights: dict[str, dict[str, float]] = {}
+    rankers: dict[str, Ranker | None] = {}
     fit_seconds: dict[str, float] = {}
     update_seconds: dict[str, list[float]] = defaultdict(list)
     for day, data, states, seconds in walk(shop, days, names, log):
@@ -185,7 +196,9 @@ def next_days(
             back = validation_days(data, day_start_ms(day, zone), shop.settings)
             fitted = {name: made.validation for name, made in states.items() if made.validation is not None}
             for suffix, settings in protocols.items():
-                weights[suffix] = learn_weights(fitted, validation_tasks(data, day, back, settings), settings, log)
+                tasks = validation_tasks(data, day, back, settings)
+                lessons = validation_tasks(data, shift(day, -back), settings.ranker.learn_days, settings)
+                weights[suffix], rankers[suffix] = learn_ranking(fitted, data, lessons, tasks, settings, log)
             fit_seconds["weights"] = (time.monotonic() - started) / len(protocols)
         else:
             for name, took in seconds.items():
@@ -194,7 +207,8 @@ def next_days(
         for suffix, settings in protocols.items():
             task = prediction_task(data, day_start_ms(day, zone), data.end_ms, settings)
             if len(task):
-                lists = measure(members, weights[suffix], task, data, settings.recommend.candidates)
+                k = settings.recommend.candidates
+                lists = measure(members, weights[suffix], rankers[suffix], task, data, k)
                 pools[suffix].add(lists, task)
                 latest = ", ".join(f"{m} {pools[suffix].runs(m, 'ndcg')[-1]:.4f}" for m in pools[suffix].models())
                 log(f"{day}{suffix}: {len(task)} users, NDCG@10 {latest}")

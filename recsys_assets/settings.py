@@ -310,6 +310,16 @@ class SequenceSettings(_Section):
     update_epochs: int = Field(1, ge=1)
 
 
+class RankerSettings(_Section):
+    """Trees that rank the members' candidates by recency, rhythm, category, price and popularity."""
+
+    learn_days: int = Field(28, ge=1, description="days before the validation days from which ranking is learned")
+    learn_lists: int = Field(10_000, ge=0, description="users' days looked at, at most; 0: no ranker")
+    trees: int = Field(200, ge=1)
+    leaves: int = Field(15, ge=2)
+    learning_rate: float = Field(0.06, gt=0)
+
+
 class SearchSettings(_Section):
     """How long `recsys search` looks for better parameters of a model."""
 
@@ -399,6 +409,7 @@ class Settings(_Section):
     transition: TransitionSettings = TransitionSettings()
     als: AlsSettings = AlsSettings()
     sequence: SequenceSettings = SequenceSettings()
+    ranker: RankerSettings = RankerSettings()
     search: SearchSettings = SearchSettings()
     recommend: RecommendSettings = RecommendSettings()
     evaluation: EvaluationSettings = EvaluationSettings()

@@ -70,11 +70,14 @@ def test_leave_one_out_never_shows_what_it_asks_for(settings: Settings, monkeypa
     original = PopularityModel.fit
     monkeypatch.setattr(PopularityModel, "fit", classmethod(fit))
 
-    def learn(members: object, tasks: list, settings: Settings, log: object) -> dict[str, float]:
+    def learn(
+        members: object, data: TrainingSet, lessons: list, tasks: list, settings: Settings, log: object
+    ) -> tuple[dict[str, float], None]:
+        assert all(lesson.at_ms + DAY_MS <= task.at_ms for lesson in lessons for task in tasks)
         learned.extend(tasks)
-        return dict.fromkeys(MODELS, 1.0)
+        return dict.fromkeys(MODELS, 1.0), None
 
-    monkeypatch.setattr(quality, "learn_weights", learn)
+    monkeypatch.setattr(quality, "learn_ranking", learn)
 
     def lists(model: HybridModel, task: object, n: int) -> dict[str, np.ndarray]:
         asked.append(task)
@@ -123,8 +126,8 @@ def test_ties_are_broken_by_the_permutation(settings: Settings) -> None:
     task = quality.prediction_task(made.data, made.test_ms, made.data.end_ms, settings)
     flat: dict[str, Member] = {"popularity": PopularityModel(np.ones(len(made.data.items), np.float32))}
     pool = quality.Pool()
-    pool.add(quality.measure(flat, {"popularity": 1.0}, task, made.data, 10), task)
-    assert (quality.measure(flat, {"popularity": 1.0}, task, made.data, 10)["hybrid"] >= 0).all()
+    pool.add(quality.measure(flat, {"popularity": 1.0}, None, task, made.data, 10), task)
+    assert (quality.measure(flat, {"popularity": 1.0}, None, task, made.data, 10)["hybrid"] >= 0).all()
     assert pool.mean("hybrid", "recall") < 0.05
 
 

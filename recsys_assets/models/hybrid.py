@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from itertools import zip_longest
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from recsys_assets.models.base import (
     silent,
 )
 from recsys_assets.models.popularity import PopularityModel
+from recsys_assets.models.ranker import Day, Ranker, days_of_rows
 from recsys_assets.models.transition import TransitionModel
 from recsys_assets.settings import Settings
 
@@ -35,33 +37,13 @@ Bools = NDArray[np.bool_]
 # Used where there is nothing to learn weights on (the first days of a shop).
 DEFAULT_WEIGHTS = {"popularity": 0.2, "repeat": 0.5, "transition": 1.0, "als": 0.4, "sequence": 0.4}
 _FALLBACK = PopularityModel.name
+RANKER = "ranker"  # its name among the weights
 
 _BATCH_ROWS = 256  # 256 users x 70,000 items x 4 bytes: 70 MB a member and thread
 _WEIGHT_ROWS = 2000
 _GRID = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 1.0, 1.5, 2.2)
 _SWEEPS = 3
 _CUTOFF = 10
-
-
-class Day(Protocol):
-    """What weights are learned on: what users had done before a moment, and what they did then.
-
-    target_rows, target_items: int32[t] distinct (row of `history`, item) pairs. forbidden_rows, forbidden_items:
-    int32[f] pairs that must not be recommended. `evaluation.tasks.Task` is one.
-    """
-
-    @property
-    def history(self) -> Events: ...
-    @property
-    def at_ms(self) -> int: ...
-    @property
-    def target_rows(self) -> Ints: ...
-    @property
-    def target_items(self) -> Ints: ...
-    @property
-    def forbidden_rows(self) -> Ints: ...
-    @property
-    def forbidden_items(self) -> Ints: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,8 @@ class Recommendations:
     Attributes:
         items: int32[b, n], best first, -1 where nothing is left to recommend; no item twice in a row.
         scores: float32[b, n], not comparable between users; 0 where items is -1.
-        contributions: by member, float32[b, n]: weight times normalised score; they add up to `scores`. Only if asked.
+        contributions: by member (and `RANKER`, if there is one), float32[b, n]: weight times normalised score; they add
+            up to `scores`. Only if asked.
         lists: by member, int32[b, n]: what the member alone would recommend, -1 padded. Only if asked.
     """
 
@@ -87,12 +70,14 @@ class HybridModel:
 
     A user's candidates are the union of the members' top K. Each member's scores are normalised over a user's
     candidates (see `_normalise`) and summed with its weight, the linear combination ("CombSUM" with weights) of
-    Fox & Shaw (TREC-2, 1994). Users without history get the order of popularity.
+    Fox & Shaw (TREC-2, 1994). A learned ranker scores the same candidates by what is known of user and item; it counts
+    as one more member in the sum, but proposes nothing. Users without history get the order of popularity.
     """
 
     members: dict[str, Member]
     weights: dict[str, float]
     candidates: int
+    ranker: Ranker | None = None
 
     def recommend(
         self,
@@ -123,6 +108,9 @@ class HybridModel:
             for name in self.members:
                 out.contributions[name] = np.zeros((rows, n), np.float32)
                 out.lists[name] = np.full((rows, n), -1, np.int32)
+            if self.ranker is not None:
+                out.contributions[RANKER] = np.zeros((rows, n), np.float32)
+        ranker = self.ranker if self.weights.get(RANKER) else None
         ranking = [name for name in self.members if self.weights.get(name) or name == _FALLBACK]
 
         def rank(begin: int, pool: _Pool) -> None:
@@ -140,7 +128,8 @@ class HybridModel:
                     out.lists[name][part] = own
 
         shown = n if detail else 0
-        _pools(self.members, ranking, history, at_ms, max(self.candidates, n), forbidden, allowed, shown, rank)
+        k = max(self.candidates, n)
+        _pools(self.members, ranking, ranker, history, at_ms, k, forbidden, allowed, shown, rank)
         return out
 
     def similar_items(self, n: int) -> tuple[Ints, Floats]:
@@ -187,29 +176,36 @@ class HybridModel:
         return member.popularity if isinstance(member, PopularityModel) else np.zeros(0, np.float32)
 
     def state(self) -> tuple[dict[str, tuple[Arrays, Params]], Params]:
-        """Each member's (arrays, params) by name, and the hybrid's own JSON-able parameters."""
+        """Each member's and the ranker's (arrays, params) by name, and the hybrid's own JSON-able parameters."""
         own = {"weights": dict(self.weights), "candidates": self.candidates}
-        return {name: member.state() for name, member in self.members.items()}, own
+        parts = {name: member.state() for name, member in self.members.items()}
+        return parts | ({RANKER: self.ranker.state()} if self.ranker is not None else {}), own
 
     @classmethod
     def from_state(cls, members: Mapping[str, tuple[Arrays, Params]], params: Params) -> Self:
         """Raises KeyError for a member of unknown name."""
-        made = {name: MEMBERS[name].from_state(*state) for name, state in members.items()}
-        return cls(made, {k: float(v) for k, v in params["weights"].items()}, int(params["candidates"]))
+        made = {name: MEMBERS[name].from_state(*state) for name, state in members.items() if name != RANKER}
+        ranker = Ranker.from_state(*members[RANKER]) if RANKER in members else None
+        return cls(made, {k: float(v) for k, v in params["weights"].items()}, int(params["candidates"]), ranker)
 
 
-def learn_weights(members: Members, days: Sequence[Day], settings: Settings, log: Log = silent) -> dict[str, float]:
+def learn_weights(
+    members: Members, days: Sequence[Day], settings: Settings, log: Log = silent, rankers: Sequence[Ranker] = ()
+) -> dict[str, float]:
     """Weights that maximise the mean NDCG@10 over the candidates of at most 2,000 rows with targets.
 
     Coordinate ascent on a small grid with 0 in it, begun at the best single member: on those rows the result is never
-    worse than any member alone. Deterministic. Without rows or members: `DEFAULT_WEIGHTS`.
+    worse than any member, or the ranker, alone. Deterministic. Without rows or members: `DEFAULT_WEIGHTS`.
+
+    Args:
+        rankers: the ranker as of each of `days`, from which it has not learned: they judge it. Or none.
     """
-    pools = _weight_pools(members, days, settings)
+    pools = _weight_pools(members, rankers, days, settings)
     if not pools:
         log("weights: no days to learn from, the defaults are taken")
         return {name: DEFAULT_WEIGHTS.get(name, 0.0) for name in members or DEFAULT_WEIGHTS}
     tried: dict[tuple[float, ...], float] = {}
-    names = list(members)
+    names = [*members, *([RANKER] if rankers else [])]
 
     def quality(weights: dict[str, float]) -> float:
         key = tuple(weights[name] for name in names)
@@ -273,6 +269,7 @@ class _Pool:
 def _pools(
     members: Members,
     ranking: Sequence[str],
+    ranker: Ranker | None,
     history: Events,
     at_ms: int,
     k: int,
@@ -302,13 +299,21 @@ def _pools(
         if len(rows):
             low, high = np.searchsorted(rows, [begin, begin + len(users)])
             barred = (rows[low:high] - begin, items[low:high])
-        return use(begin, _pool(members, ranking, history.of_users(users), at_ms, k, barred, closed, own))
+        return use(begin, _pool(members, ranking, ranker, history.of_users(users), at_ms, k, barred, closed, own))
 
     return in_threads(batch, range(0, history.n_users if n_items else 0, _BATCH_ROWS))
 
 
 def _pool(
-    members: Members, ranking: Sequence[str], history: Events, at_ms: int, k: int, barred: Any, closed: Any, own: int
+    members: Members,
+    ranking: Sequence[str],
+    ranker: Ranker | None,
+    history: Events,
+    at_ms: int,
+    k: int,
+    barred: Any,
+    closed: Any,
+    own: int,
 ) -> _Pool:
     n_items, b = history.n_items, history.n_users
     scores, lists = {}, {}
@@ -338,11 +343,14 @@ def _pool(
     width = int(counts.max(initial=0))
     items = np.full((b, width), -1, np.int32)
     items[row, place] = item
-    normal = np.zeros((len(scores), b, width), np.float32)
-    for m, score in enumerate(scores.values()):
-        normal[m, row, place] = score[row, item]
+    layers = {name: score[row, item] for name, score in scores.items()}
+    if ranker is not None:
+        layers[RANKER] = ranker.score(history, at_ms, row, item)
+    normal = np.zeros((len(layers), b, width), np.float32)
+    for m, layer in enumerate(layers.values()):
+        normal[m, row, place] = layer
     _normalise(normal, items >= 0)
-    return _Pool(list(scores), items, normal, np.diff(history.offsets) > 0, lists)
+    return _Pool(list(layers), items, normal, np.diff(history.offsets) > 0, lists)
 
 
 def _normalise(normal: Floats, valid: Bools) -> None:
@@ -401,18 +409,13 @@ def _best(pool: _Pool, total: Floats, n: int) -> tuple[Ints, Bools]:
     return columns, np.take_along_axis(pool.items, columns, axis=1) >= 0
 
 
-def _weight_pools(members: Members, days: Sequence[Day], settings: Settings) -> list[tuple[_Pool, Pairs]]:
+def _weight_pools(
+    members: Members, rankers: Sequence[Ranker], days: Sequence[Day], settings: Settings
+) -> list[tuple[_Pool, Pairs]]:
     """(candidates, targets as (rows, items)) of a seeded sample of the rows with targets, day by day."""
-    rng = np.random.default_rng(settings.training.seed)
-    with_targets = [np.unique(day.target_rows) for day in days]
-    total = sum(len(rows) for rows in with_targets)
-    chosen = np.zeros(total, bool)
-    chosen[rng.permutation(total)[:_WEIGHT_ROWS]] = True
     pools: list[tuple[_Pool, Pairs]] = []
-    begin = 0
-    for day, rows in zip(days, with_targets, strict=True):
-        users = rows[chosen[begin : begin + len(rows)]].astype(np.int32)
-        begin += len(rows)
+    sample = days_of_rows(days, _WEIGHT_ROWS, settings.training.seed)
+    for (day, users), ranker in zip_longest(sample, rankers):
         if not len(users):
             continue
         renumber = np.full(day.history.n_users, -1, np.int32)
@@ -430,7 +433,7 @@ def _weight_pools(members: Members, days: Sequence[Day], settings: Settings) -> 
             return pool, (at[here] - first, item[here])
 
         k = settings.recommend.candidates
-        pools += _pools(members, list(members), history, day.at_ms, k, forbidden, None, 0, with_targets_of)
+        pools += _pools(members, list(members), ranker, history, day.at_ms, k, forbidden, None, 0, with_targets_of)
     return pools
 
 
@@ -446,4 +449,4 @@ def _ndcg(pools: list[tuple[_Pool, Pairs]], weights: Mapping[str, float]) -> flo
     return total / rows
 
 
-__all__ = ["DEFAULT_WEIGHTS", "Day", "HybridModel", "Recommendations", "learn_weights"]
+__all__ = ["DEFAULT_WEIGHTS", "RANKER", "Day", "HybridModel", "Recommendations", "learn_weights"]

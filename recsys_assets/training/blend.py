@@ -1,22 +1,24 @@
 """Making a day's hybrid of its members: the ranking weights, and one folder that holds all it takes to serve."""
 
 import time
+from collections.abc import Sequence
 
 import pyarrow.parquet as pq
 
 from recsys_assets.days import day_start_ms, shift
 from recsys_assets.evaluation.tasks import Task, prediction_task
 from recsys_assets.models.base import Log
-from recsys_assets.models.hybrid import HybridModel, learn_weights
+from recsys_assets.models.hybrid import RANKER, HybridModel, Members, learn_weights
+from recsys_assets.models.ranker import Ranker
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import Settings
-from recsys_assets.storage.artifacts import Artifact, ArtifactError, link, link_tree, version_of
+from recsys_assets.storage.artifacts import Artifact, ArtifactError, link, link_tree, load_state, save_state, version_of
 from recsys_assets.training import members
 from recsys_assets.training.events import TrainingSet
 from recsys_assets.training.members import load_member, member_artifacts
 from recsys_assets.training.training_set import read_training_set
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 
 
 def validation_tasks(data: TrainingSet, day: str, days: int, settings: Settings) -> list[Task]:
@@ -34,10 +36,22 @@ def validation_tasks(data: TrainingSet, day: str, days: int, settings: Settings)
 def recipe(settings: Settings) -> str:
     """A version of the settings that matter to the ranking."""
     return version_of(
+        ranker=settings.ranker.model_dump(),
         recommend=settings.recommend.model_dump(),
         training=settings.training.model_dump(exclude={"full_refit_days"}),
         evaluation=settings.evaluation.model_dump(),
     )
+
+
+def learn_ranking(
+    validation: Members, data: TrainingSet, lessons: Sequence[Task], tasks: Sequence[Task], settings: Settings, log: Log
+) -> tuple[dict[str, float], Ranker | None]:
+    """The ranker, learned on the days `lessons`, and the weights, learned on the later days `tasks` for members that
+    have seen nothing of these. No ranker where it gets weight 0."""
+    ranker = Ranker.learn(data, lessons, settings, log) if tasks else None
+    of_days = [ranker.at(data.before(task.at_ms)) for task in tasks] if ranker is not None else []
+    weights = learn_weights(validation, tasks, settings, log, of_days)
+    return weights, ranker if weights.get(RANKER) else None
 
 
 def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
@@ -60,12 +74,15 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
     parent = pipeline.artifacts.current("hybrid_model", shift(day, -1)) if updated else None
     if parent is not None:
         weights, origin = dict(parent.info["weights"]), f"kept from {parent.info['day']} (learned at the last refit)"
+        ranker = _load_ranker(parent, "final")
     else:
-        tasks = [] if updated else validation_tasks(data, day, days, settings)
+        days = 0 if updated else days
+        tasks = validation_tasks(data, day, days, settings)
+        lessons = validation_tasks(data, shift(day, -days), settings.ranker.learn_days, settings) if tasks else []
         # Without tasks only the names matter: the default weights are taken.
         state = "validation" if tasks else "final"
         validation = {name: load_member(name, artifact.path / state) for name, artifact in found.items()}
-        weights = learn_weights(validation, tasks, settings, log)
+        weights, ranker = learn_ranking(validation, data, lessons, tasks, settings, log)
         origin = f"learned on {len(tasks)} days before {day}" if tasks else "defaults: no days to learn them on"
     info = {
         "day": day,
@@ -79,13 +96,23 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         "member_code": members.CODE_VERSION,
         "seconds": round(time.monotonic() - started, 2),
     }
-    version = version_of(inputs=inputs, weights=weights)
+    version = version_of(inputs=inputs, weights=weights, trees=ranker.trees if ranker is not None else None)
     with pipeline.artifacts.publish("hybrid_model", day, version, info) as folder:
         for name, artifact in found.items():
             link_tree(artifact.path / "final", folder / "members" / name)
+        if ranker is not None:
+            seen = data.before(day_start_ms(day, settings.calendar.time_zone))
+            save_state(folder / RANKER / "test", *ranker.at(seen).state())
+            save_state(folder / RANKER / "final", *ranker.at(data).state())
         for name in ("items.parquet", "categories.parquet", "actions.parquet"):
             link(source.path / name, folder / name)
     return pipeline.artifacts.need("hybrid_model", day), True
+
+
+def _load_ranker(artifact: Artifact, state: str) -> Ranker | None:
+    """The ranker in the `test` or the `final` state; None where it did not earn a place."""
+    folder = artifact.path / RANKER / state
+    return Ranker.from_state(*load_state(folder)) if folder.exists() else None
 
 
 def load_hybrid(artifact: Artifact) -> tuple[HybridModel, list[str]]:
@@ -101,7 +128,8 @@ def load_hybrid(artifact: Artifact) -> tuple[HybridModel, list[str]]:
         )
     made = {name: load_member(name, artifact.path / "members" / name) for name in artifact.info["inputs"]["members"]}
     ids = pq.read_table(artifact.path / "items.parquet", columns=["item_id"]).column(0).to_pylist()
-    return HybridModel(made, artifact.info["weights"], artifact.info["candidates"]), ids
+    ranker = _load_ranker(artifact, "final")
+    return HybridModel(made, artifact.info["weights"], artifact.info["candidates"], ranker), ids
 
 
 def load_measured(pipeline: Pipeline, artifact: Artifact) -> HybridModel:
@@ -119,4 +147,5 @@ def load_measured(pipeline: Pipeline, artifact: Artifact) -> HybridModel:
                 f"{name}_model for {day} was built again after hybrid_model. Materialize hybrid_model for {day} again."
             )
         made[name] = load_member(name, source.path / "test")
-    return HybridModel(made, artifact.info["weights"], artifact.info["candidates"])
+    ranker = _load_ranker(artifact, "test")
+    return HybridModel(made, artifact.info["weights"], artifact.info["candidates"], ranker)

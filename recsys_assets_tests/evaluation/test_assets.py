@@ -223,7 +223,8 @@ def test_random_factors_are_refused(home: Pipeline, own_day: bool) -> None:
     republish(home, SECOND, random_numbers)
     found = run(home, ["hybrid_model", "evaluation", "promotion"], [SECOND]).metadata("promotion", SECOND)
     assert found["promoted"] is False
-    assert "is not above popularity's" in found["reason"]
+    # The ranker was not harmed: it may hold the lists above popularity's.
+    assert "is not above popularity's" in found["reason"] or "worse than the champion by more" in found["reason"]
     assert found["ndcg@10 over champion"] < -0.05, "the champion is measured beside it on its own day too"
     assert champion(home) == before
     home.artifacts.need("hybrid_model", SECOND)
