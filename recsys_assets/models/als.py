@@ -24,7 +24,7 @@ from recsys_assets.models.base import (
 )
 from recsys_assets.settings import Settings
 
-_FOLD_IN_ROWS = 256
+_FOLD_IN_ITEMS = 4096  # of all users solved at once: 4 MB of factors
 # Steps of conjugate gradients in an update: users begin at zero, items where they stood (as in implicit's own sweeps).
 _COLD_STEPS, _WARM_STEPS = 6, 3
 
@@ -141,14 +141,15 @@ class AlsModel:
             return factors
         matrix = confidence(history, at_ms, self.params["alpha"], self.params["half_life_days"], n_items)
         counts = np.diff(matrix.indptr)
-        longest = f // 2 if self.params["regularization"] > 0 else 0  # without it Y'Y alone may be singular
+        longest = f if self.params["regularization"] > 0 else 0  # without it Y'Y alone may be singular
         with one_blas_thread:
             width, above = 4, 0
             while above < longest:
                 width = min(width, longest)
                 users = np.flatnonzero((counts > above) & (counts <= width))
-                for begin in range(0, len(users), _FOLD_IN_ROWS):
-                    some = users[begin : begin + _FOLD_IN_ROWS]
+                rows = max(1, _FOLD_IN_ITEMS // width)
+                for begin in range(0, len(users), rows):
+                    some = users[begin : begin + rows]
                     factors[some] = self._fold_in(matrix, some, width)
                 above, width = width, 2 * width
             users = np.flatnonzero(counts > longest)
