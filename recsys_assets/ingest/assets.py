@@ -5,6 +5,7 @@ import itertools
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,10 @@ from recsys_assets.ingest.validate import (
     INTERACTIONS_SCHEMA,
     REJECTED_SCHEMA,
     CleanResult,
-    clean,
+    clean_days,
     clean_large,
     is_large,
+    text_bytes,
 )
 from recsys_assets.optional import before_raw_events
 from recsys_assets.partitions import daily
@@ -44,6 +46,8 @@ from recsys_assets.storage.warehouse import scratch
 RAW_CODE = "1"
 CLEAN_CODE = "2"
 _SHOWN_OBJECTS = 10
+_DAYS_TOGETHER = 16
+_TEXT_TOGETHER = 1 << 25  # bytes
 
 
 class RawConfig(dg.Config):
@@ -101,9 +105,7 @@ def raw_events(
             )
         known = {day: pipeline.tables.sound_info("raw_events", day) for day in days}
         changed = [
-            day
-            for day in days
-            if not raw_stands(known[day], listing.fingerprint(found.days[day]), settings.bucket)
+            day for day in days if not raw_stands(known[day], listing.fingerprint(found.days[day]), settings.bucket)
         ]
         refused = {} if config.force else _shrinking(pipeline, changed, known, found.days)
         accepted = [day for day in changed if day not in refused]
@@ -367,10 +369,11 @@ def interactions(
     days = list(context.partition_keys)
     progress = reporting.Progress(context.log.info)
     with explained_failures(pipeline), scratch(pipeline.settings.store) as connection:  # connecting costs a small day
+        together = _Together(connection, pipeline, days)
         for number, day in enumerate(days):
             started = time.monotonic()
             try:
-                cleaned = clean_day(connection, pipeline, day, config.force)
+                cleaned = clean_day(connection, pipeline, day, config.force, together)
             except RefusedError as error:
                 refused.append(str(error))
                 continue
@@ -465,7 +468,58 @@ class Cleaned:
     kept_before: int | None
 
 
-def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: str, force: bool = False) -> Cleaned:
+class _Together:
+    """Cleans small days of a run by one statement: the first that needs it takes the next ones along."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, days: Iterable[str]) -> None:
+        self._connection = connection
+        self._pipeline = pipeline
+        self._left = deque(days)
+        self._ready: dict[str, tuple[str, CleanResult]] = {}  # day -> raw fingerprint, result
+
+    def clean(self, day: str, raw: Path, fingerprint: str) -> CleanResult:
+        """The cleaned day. `fingerprint`: of `raw`, read before; a raw day that was replaced since is read again."""
+        found, result = self._ready.pop(day, (None, None))
+        if result is None or found != fingerprint:
+            raws, fingerprints = self._following(day, raw)
+            try:
+                results = dict(clean_days(self._connection, raws, self._pipeline.settings))
+            except Exception:  # a day that fails fails when its turn comes
+                if len(raws) == 1:
+                    raise
+                results = dict(clean_days(self._connection, {day: raw}, self._pipeline.settings))
+            result = results.pop(day)
+            self._ready |= {each: (fingerprints[each], results[each]) for each in results}
+        return result
+
+    def _following(self, day: str, raw: Path) -> tuple[dict[str, Path], dict[str, str]]:
+        """Raw files of the day and of small ones after it that are to be cleaned; the latter's fingerprints."""
+        raws, fingerprints, held = {day: raw}, dict[str, str](), text_bytes(raw)
+        while self._left and len(raws) < _DAYS_TOGETHER:
+            following = self._left.popleft()
+            info = self._pipeline.tables.sound_info("raw_events", following)
+            if following <= day or info is None or self._is_made(following, info[FINGERPRINT]):
+                continue
+            path = self._pipeline.tables.path("raw_events", following)
+            held += text_bytes(path)
+            if held > _TEXT_TOGETHER:
+                self._left.appendleft(following)
+                break
+            raws[following], fingerprints[following] = path, info[FINGERPRINT]
+        return raws, fingerprints
+
+    def _is_made(self, day: str, fingerprint: str) -> bool:
+        existing = self._pipeline.tables.sound_info("interactions", day)
+        return existing is not None and existing["version"] == cleaning_version(self._pipeline, fingerprint)
+
+
+def clean_day(
+    connection: duckdb.DuckDBPyConnection,
+    pipeline: Pipeline,
+    day: str,
+    force: bool = False,
+    together: _Together | None = None,
+) -> Cleaned:
     """Publishes a day's interactions and rejections unless they stand there made from equal inputs.
 
     Raises:
@@ -493,7 +547,8 @@ def clean_day(connection: duckdb.DuckDBPyConnection, pipeline: Pipeline, day: st
         pipeline.tables.publish("interactions", day, write)
         info = pipeline.tables.info("interactions", day) or {}
     else:
-        result = rules(clean(connection, raw, day, pipeline.settings))
+        together = together or _Together(connection, pipeline, [])
+        result = rules(together.clean(day, raw, raw_info[FINGERPRINT]))
         info = info_of(result)
         frame = pl.concat([result.interactions, result.rejected], how="diagonal")
         pipeline.tables.publish_frame("interactions", day, frame, info)

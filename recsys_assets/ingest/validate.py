@@ -42,7 +42,7 @@ price, in this order. What becomes of odd input:
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -52,6 +52,7 @@ import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -151,19 +152,43 @@ def clean(connection: duckdb.DuckDBPyConnection, raw: pa.Table | Path, day: str,
         ConservationError: names the objects whose records do not add up.
         ValueError: a key stands in two rows.
     """
-    table = raw if isinstance(raw, pa.Table) else _fragment(raw).to_table()
-    names = sorted(settings.actions)
-    with connection.cursor() as cursor, connection.cursor() as reader:
-        objects = _objects(table)
-        records_in, events, rejected = _judge(cursor, reader, table, objects, names)
-    result = _result(events, rejected, objects["key"], records_in, day, settings)
-    assert_conserved(result.by_key)
+    ((_, result),) = clean_days(connection, {day: raw}, settings)
     return result
+
+
+def clean_days(
+    connection: duckdb.DuckDBPyConnection, raws: Mapping[str, pa.Table | Path], settings: Settings
+) -> Iterator[tuple[str, CleanResult]]:
+    """`clean` of several days by one statement: to compile it takes longer than to run it over a small day."""
+    days = sorted(raws)
+    tables = [raw if isinstance(raw, pa.Table) else _fragment(raw).to_table() for raw in (raws[day] for day in days)]
+    by_day = [
+        table.set_column(0, "key", pc.binary_join_element_wise(day, table["key"], "/"))
+        for day, table in zip(days, tables, strict=True)
+    ]
+    with connection.cursor() as cursor, connection.cursor() as reader:
+        together = pa.concat_tables(by_day)
+        judged = _judge(cursor, reader, together, _objects(together), sorted(settings.actions))
+    first = 0
+    for day, table in zip(days, tables, strict=True):
+        end = first + len(table)
+        inside, number = pl.col("object").is_between(first, end, closed="left"), pl.col("object") - first
+        events, rejected = (each.filter(inside).with_columns(number.alias("object")) for each in judged[1:])
+        keys = pl.Series("key", table["key"]).sort()
+        result = _result(events, rejected, keys, judged[0][first:end], day, settings)
+        assert_conserved(result.by_key)
+        yield day, result
+        first = end
+
+
+def text_bytes(raw: Path) -> int:
+    """Bytes of a raw day's objects, decompressed."""
+    return sum(group.total_byte_size for group in _fragment(raw).row_groups)
 
 
 def is_large(raw: Path) -> bool:
     """Whether a raw day is so large that `clean_large` must take it."""
-    return len(_row_groups(_fragment(raw))) > 1
+    return text_bytes(raw) > _TEXT_AT_ONCE
 
 
 def clean_large(

@@ -1,7 +1,8 @@
-"""A day cleaned in portions is the day cleaned at once."""
+"""A large day cleaned in portions, and small days cleaned together, are days cleaned each at once."""
 
 import json
 import random
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from recsys_assets.ingest import validate
+from recsys_assets.ingest.assets import _Together, clean_day
 from recsys_assets.ingest.rules import apply_rules
-from recsys_assets.ingest.validate import CleanResult, ConservationError, clean, clean_large, is_large
+from recsys_assets.ingest.validate import CleanResult, ConservationError, clean, clean_days, clean_large, is_large
 from recsys_assets.settings import IngestSettings
+from recsys_assets.storage.warehouse import scratch
 from recsys_assets_tests.graph import INGEST, make_home, run
 from recsys_assets_tests.ingest.test_validate import DAY, NOON, SETTINGS, raw, record
 
@@ -140,3 +143,55 @@ def test_a_large_day_in_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert pipeline.tables.info("interactions", DAY) == info
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     assert found[0] == found[1] != small
+
+
+# ------------------------------------------------------------------------------------------ small days by one statement
+
+
+@settings(max_examples=6, deadline=None)
+@given(seeds=st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
+def test_days_cleaned_together_are_days_cleaned_alone(seeds: list[int]) -> None:
+    """Also where keys are the same on several days, or a day is empty."""
+    raws = {f"2025-12-{2 + at:02}": raw(objects(seed, 8)) for at, seed in enumerate(seeds)}
+    raws["2025-12-01"] = raw({})
+    with duckdb.connect() as connection:
+        together = dict(clean_days(connection, raws, SETTINGS))
+        assert list(together) == sorted(raws)
+        for day, result in together.items():
+            alone = clean(connection, raws[day], day, SETTINGS)
+            for field in fields(CleanResult):
+                found, expected = getattr(result, field.name), getattr(alone, field.name)
+                same = found.equals(expected) if isinstance(found, pl.DataFrame) else found == expected
+                assert same, (day, field.name)
+
+
+def test_a_raw_day_replaced_while_others_are_cleaned_is_read_again(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path, calendar={"first_day": "2025-12-01"})
+    days = [f"2025-12-{number:02}" for number in range(1, 5)]
+    for number, day in enumerate(days):
+        pipeline.bucket.put(f"logs/{day.replace('-', '/')}/a.json", f"[{record(item_id=str(number))}]".encode())
+    run(pipeline, ["raw_events"], days)
+    with scratch(pipeline.settings.store) as connection:
+        together = _Together(connection, pipeline, days)
+        clean_day(connection, pipeline, days[0], together=together)
+        pipeline.bucket.put("logs/2025/12/02/b.json", record(item_id='"new"').encode())
+        run(pipeline, ["raw_events"], days[1:2])
+        pipeline.tables.path("raw_events", days[3]).write_bytes(b"damaged")
+        for day in days[1:3]:
+            clean_day(connection, pipeline, day, together=together)
+    items = [set(pipeline.tables.read("interactions", day)["item_id"]) for day in days[:3]]
+    assert items == [{"0"}, {"1", "new"}, {"2"}]
+
+
+def test_a_day_that_cannot_be_read_does_not_stop_the_days_before_it(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path, calendar={"first_day": "2025-12-01"})
+    days = [f"2025-12-{number:02}" for number in range(1, 4)]
+    for number, day in enumerate(days):
+        pipeline.bucket.put(f"logs/{day.replace('-', '/')}/a.json", f"[{record(item_id=str(number))}]".encode())
+    run(pipeline, ["raw_events"], days)
+    path = pipeline.tables.path("raw_events", days[2])
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(len(content) // 3) + content[4 + len(content) // 3 :])  # its footer is whole
+    ran = run(pipeline, ["interactions"], days, must=False)
+    assert not ran.result.success
+    assert pipeline.tables.days("interactions") == days[:2]
