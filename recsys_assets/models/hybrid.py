@@ -97,7 +97,8 @@ class HybridModel:
             detail: also return each member's contribution and its own list, from the same pass over the scores.
 
         Filters are applied before candidates are taken, so they shorten a list only when nothing else is left. Members
-        of weight 0 are not asked, but for popularity, which fills every list, and for what `detail` shows.
+        of weight 0 are not asked, but for popularity, which fills every list, for what `detail` shows, and where there
+        is a ranker to choose among what they propose.
 
         Raises:
             ValueError: `allowed` has not one entry an item.
@@ -111,7 +112,8 @@ class HybridModel:
             if self.ranker is not None:
                 out.contributions[RANKER] = np.zeros((rows, n), np.float32)
         ranker = self.ranker if self.weights.get(RANKER) else None
-        ranking = [name for name in self.members if self.weights.get(name) or name == _FALLBACK]
+        # The ranker only orders what it is shown, and it learned to order the candidates of all members.
+        ranking = [name for name in self.members if ranker or self.weights.get(name) or name == _FALLBACK]
 
         def rank(begin: int, pool: _Pool) -> None:
             total = pool.weighted(self.weights)

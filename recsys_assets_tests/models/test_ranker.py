@@ -189,6 +189,11 @@ def test_the_hybrid_judges_the_ranker_and_shows_its_part(data: TrainingSet, rank
     states, own = hybrid.state()
     read = HybridModel.from_state(states, json.loads(json.dumps(own))).recommend(data.events, data.end_ms, 5)
     np.testing.assert_array_equal(read.items, made.items)
+    alone = HybridModel(members, {"popularity": 0.0, "repeat": 0.0, RANKER: 1.0}, 3, ranker)
+    few = alone.recommend(data.events, data.end_ms, 3)
+    bought = np.zeros((60, 24), bool)
+    bought[data.events.user, data.events.item] = True
+    assert np.take_along_axis(bought, few.items, axis=1).mean() > 0.9, "members of weight 0 propose candidates too"
     unused = HybridModel(members, {**weights, RANKER: 0.0}, 30, ranker).recommend(data.events, data.end_ms, 5)
     without = HybridModel(members, weights, 30).recommend(data.events, data.end_ms, 5)
     np.testing.assert_array_equal(unused.items, without.items)
