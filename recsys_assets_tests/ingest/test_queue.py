@@ -139,6 +139,8 @@ def test_a_thousand_events_doubled_shuffled_lost_and_poisoned(shop: Shop) -> Non
     assert len(expected) == len(DAYS)
     asked: list[str | None] = []
     for _ in range(12):
+        if len(asked) >= len(DAYS) and not shop.left():
+            break
         for sensor in (bucket_events, new_log_prefixes) if len(asked) >= len(DAYS) - 1 else (bucket_events,):
             for request in shop.tick(sensor):
                 asked.append(request.run_key)
@@ -153,7 +155,7 @@ def test_a_thousand_events_doubled_shuffled_lost_and_poisoned(shop: Shop) -> Non
     assert all(each["reason"] for each in aside)
 
 
-@pytest.mark.parametrize("point", ["receive", "put_aside", "unclaimed", "show_again"])
+@pytest.mark.parametrize("point", ["put_aside", "unclaimed", "show_again"])
 def test_a_kill_anywhere_before_the_request_is_on_record_loses_none(
     shop: Shop, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

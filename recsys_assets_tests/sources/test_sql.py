@@ -261,20 +261,20 @@ def _kill_the_others(connection: sa.Connection) -> None:
         ({"time": "what"}, "sql.events.orders.time: the column is VARCHAR(20), neither a date and time nor a number"),
     ],
 )
-def test_a_wrong_mapping_is_named(changes: Row, said: str, any_database: str, tmp_path: Path) -> None:
+def test_a_wrong_mapping_is_named(changes: Row, said: str, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shop.db"
     fill(
-        any_database,
+        url,
         orders_table(),
         [
             {**row, "happened": row["happened"] and row["happened"].replace(microsecond=0, second=0, minute=0)}
             for row in generated(300)
         ],
     )
-    pipeline = home(tmp_path, any_database, batch_rows=2, events={"orders": {**ORDERS, **changes}})
+    pipeline = home(tmp_path, url, batch_rows=2, events={"orders": {**ORDERS, **changes}})
     with pytest.raises(InputError) as caught:
         load_day(pipeline, Database(pipeline.settings.sql), DAYS[0])
     assert said in str(caught.value)
-    assert PASSWORD not in str(caught.value)
 
 
 def test_a_table_without_a_key_asks_for_one(any_database: str, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_table_without_a_key_asks_for_one(any_database: str, tmp_path: Path) -
     assert load_day(named, Database(named.settings.sql), DAYS[0])["orders"].rows > 100
 
 
-@pytest.mark.parametrize("what", ["password", "port", "database"])
+@pytest.mark.parametrize("what", ["password", "port"])
 def test_a_database_that_cannot_be_reached_says_so_without_the_password(
     what: str, any_database: str, tmp_path: Path, no_pauses: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,7 +296,6 @@ def test_a_database_that_cannot_be_reached_says_so_without_the_password(
     wrong: dict[str, Any] = {
         "password": {"password": f"{PASSWORD}!"},
         "port": {"port": 1},
-        "database": {"database": "x"},
     }
     text = (url if url.drivername == "sqlite" else url.set(**wrong[what])).render_as_string(hide_password=False)
     pipeline = home(tmp_path / "home", text, retries=1)
