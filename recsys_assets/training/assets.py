@@ -194,7 +194,8 @@ member_assets = [
     owners=reporting.OWNERS,
     code_version=blend.CODE_VERSION,
     description=(
-        "One ranking from all members: the union of their candidates, ranked by a weighted sum of normalised scores. "
+        "One ranking from all members: the union of their candidates, ranked by a weighted sum of normalised scores, "
+        "with a learned ranker as one more where it helps. "
         "The weights are learned on earlier days. The folder holds everything it takes to serve."
     ),
 )
