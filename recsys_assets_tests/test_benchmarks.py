@@ -154,10 +154,12 @@ def test_quality_of_a_file_of_sequences(tmp_path: Path, capsys: pytest.CaptureFi
 def test_quality_and_update_from_day_to_day(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(members: dict, weights: object, task: Task, data: object, k: int) -> dict[str, np.ndarray]:
+    def measure(
+        members: dict, weights: object, ranker: object, task: Task, data: object, k: int
+    ) -> dict[str, np.ndarray]:
         # What is measured on a day has not seen it: its transitions end where the day begins.
         assert members["transition"].params["end_ms"] == task.at_ms
-        return original(members, weights, task, data, k)
+        return original(members, weights, ranker, task, data, k)
 
     original = quality.measure
     monkeypatch.setattr(quality, "measure", measure)
