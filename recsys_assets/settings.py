@@ -29,6 +29,7 @@ from pydantic import (
 DEFAULT_HOME = "data/sample"
 _ENV_PREFIX = "RECSYS_"
 _ENV_RESERVED = {"RECSYS_HOME"}
+_SECRET = ("sql", "url")  # holds a password
 
 
 class SettingsError(ValueError):
@@ -491,8 +492,8 @@ def load_settings(home: Path | str | None = None, environ: Mapping[str, str] = o
                 section = section.setdefault(key, {})
                 if not isinstance(section, dict):
                     raise SettingsError(f"{variable}: '{key}' is no section")
-            try:
-                section[keys[-1]] = yaml.load(text, _Loader)
+            try:  # a secret is taken as it stands: what YAML says of a wrong text shows the text
+                section[keys[-1]] = yaml.load(text, _Loader) if keys != _SECRET else text or None
             except yaml.YAMLError as error:
                 raise SettingsError(f"{variable}: not readable: {error}") from error
             origin[keys] = variable
@@ -516,7 +517,7 @@ def _explain(error: Any, path: Path, origin: dict[tuple[str, ...], str]) -> str:
         hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
         return f"{name} ({source}): unknown setting; {hint}"
     message = error["msg"].removeprefix("Value error, ")
-    secret = where in (("sql",), ("sql", "url"))  # the URL holds a password
+    secret = where in (_SECRET, _SECRET[:1])
     given = "" if secret or (error["type"] == "value_error" and not where) else f", not {error['input']!r}"
     return f"{name} ({source}): {message[:1].lower() + message[1:]}{given}"
 

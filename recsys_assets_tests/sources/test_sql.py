@@ -321,6 +321,9 @@ def test_the_password_stays_out_of_settings_and_their_errors(tmp_path: Path) -> 
         with pytest.raises(SettingsError) as caught:
             load_settings(tmp_path / "none", environ)
         assert PASSWORD not in str(caught.value)
+    odd = load_settings(tmp_path / "none", {"RECSYS_SQL__URL": "sqlite:///a: {'b #", "RECSYS_SQL__USERS": "{table: u}"})
+    assert odd.sql.url is not None
+    assert odd.sql.url.get_secret_value() == "sqlite:///a: {'b #"
     for wrong in (PASSWORD, f"nosuch://u:{PASSWORD}@h/db", f"postgresql+psycopg2://u:{PASSWORD}@h/db"):
         broken = settings.sql.model_copy(update={"url": SecretStr(wrong)})
         with pytest.raises(InputError) as refused:
