@@ -11,20 +11,7 @@ from recsys_assets.storage import artifacts as artifacts_module
 from recsys_assets.storage.artifacts import ArtifactError
 from recsys_assets.storage.environment import differences, environment
 from recsys_assets.trust.replay import Compared, replay, verdict
-from recsys_assets_tests.graph import DAYS, INGEST, TRAIN, TRAINED, changed, copy_home, fill, make_home, run, snapshot
-
-FIRST, SECOND = TRAINED
-
-
-@pytest.fixture(scope="module")
-def quick_home(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """Three days, trained out of order but for the last two, which are one chain of updates."""
-    pipeline = make_home(tmp_path_factory.mktemp("quick") / "home", sequence={"max_tokens": 1000})
-    fill(pipeline, DAYS[:6])
-    run(pipeline, INGEST, DAYS[:6])
-    for day in (DAYS[5], DAYS[3], DAYS[4]):
-        run(pipeline, TRAIN, [day])
-    return pipeline
+from recsys_assets_tests.graph import DAYS, INGEST, changed, copy_home, run, snapshot
 
 
 @pytest.fixture

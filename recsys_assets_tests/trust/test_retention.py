@@ -21,6 +21,7 @@ from recsys_assets_tests.graph import TRAINED, changed, copy_home, run, snapshot
 from recsys_assets_tests.storage.test_files import dead_pid
 
 FIRST, SECOND = TRAINED
+STRICT = {"days": 1, "months": 0, "champions": 1}
 
 
 @pytest.fixture
@@ -64,26 +65,32 @@ def test_by_default_nothing_of_a_young_shop_goes(home: Pipeline) -> None:
     assert snapshot(home.settings.store) == before
 
 
-def refitted(home: Pipeline) -> Pipeline:
+@pytest.fixture(scope="module")
+def refitted_home(trained_home: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Under strict rules, with a champion of the second day that goes on from nothing."""
-    strict = changed(home, retention={"days": 1, "months": 0, "champions": 1})
+    home = copy_home(trained_home, tmp_path_factory.mktemp("refitted") / "home")
+    strict = changed(home, retention=STRICT, sequence={"max_tokens": 1000})
     run(strict, [f"{name}_model" for name in MEMBERS], [SECOND], config=FULL_REFIT)
     run(strict, ["hybrid_model"], [SECOND])
     strict.champion.move(SECOND, strict.artifacts.need("hybrid_model", SECOND).version, "for the test")
     return strict
 
 
+@pytest.fixture
+def refitted(refitted_home: Pipeline, tmp_path: Path) -> Pipeline:
+    return copy_home(refitted_home, tmp_path / "home")
+
+
 def test_the_champion_and_all_it_was_made_of_stay(home: Pipeline) -> None:
     """It goes on from the first day's states and ranking."""
-    strict = changed(home, retention={"days": 1, "months": 0, "champions": 1})
+    strict = changed(home, retention=STRICT)
     verdicts, _ = prune(strict)
     assert {verdict.stays for verdict in verdicts} == {"the champion, or what it was made of"}
     assert len(list(there(strict))) == 14
 
 
-def test_the_rest_goes(home: Pipeline) -> None:
-    strict = refitted(home)
-    before = set(there(strict))
+def test_the_rest_goes(refitted: Pipeline) -> None:
+    strict, before = refitted, set(there(refitted))
     assert len(before) == 18
     dry, would_gain = prune(strict, dry_run=True)
     assert set(there(strict)) == before, "a dry run deletes nothing"
@@ -100,8 +107,8 @@ def test_the_rest_goes(home: Pipeline) -> None:
     assert run(strict, ["training_set"], [FIRST]).metadata("training_set", FIRST)["unchanged"] is False
 
 
-def test_an_earlier_champion_stays_for_a_rollback(home: Pipeline) -> None:
-    strict = changed(refitted(home), retention={"days": 1, "months": 0, "champions": 3})
+def test_an_earlier_champion_stays_for_a_rollback(refitted: Pipeline) -> None:
+    strict = changed(refitted, retention={**STRICT, "champions": 3})
     prune(strict)
     assert len(list(there(strict))) == 18
     assert roll_back(strict, FIRST, "why")["to"]["day"] == FIRST
@@ -109,7 +116,7 @@ def test_an_earlier_champion_stays_for_a_rollback(home: Pipeline) -> None:
 
 
 def test_superseded_versions_go_unless_a_champion_is_made_of_them(home: Pipeline) -> None:
-    strict = changed(home, training={"validation_days": 1}, promotion={"min_coverage": 1.0}, retention={"champions": 1})
+    strict = changed(home, training={"validation_days": 1}, sequence={"max_tokens": 1000}, retention={"champions": 1})
     before = set(there(strict))
     run(strict, [*(f"{name}_model" for name in MEMBERS), "hybrid_model"], [SECOND])
     rebuilt = set(there(strict)) - before
@@ -145,8 +152,8 @@ def test_shared_files_are_freed_with_their_last_name(home: Pipeline, tmp_path: P
     assert both > 100
 
 
-def test_the_asset_and_the_verb(home: Pipeline) -> None:
-    strict = refitted(home)
+def test_the_asset_and_the_verb(refitted: Pipeline) -> None:
+    strict = refitted
     place = ["--home", str(strict.settings.home)]
     done = CliRunner().invoke(main, [*place, "prune", "--dry-run"], catch_exceptions=False)
     assert f"prune  hybrid_model     {FIRST}" in done.output
