@@ -19,6 +19,7 @@ from recsys_assets.training.events import Events, Ints
 from recsys_assets.training.training_set import read_training_set
 
 _SHOWN_ITEMS = 10
+_SHOWN_UNMOVED = 3
 _SHOWN_EVENTS = 5
 _TRIED_ITEMS = 250
 
@@ -63,12 +64,13 @@ class Influence:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that is known of one row of `recommendations`."""
+    """All that is known of one row of `recommendations`; `others`: items of the history that matter less."""
 
     row: dict[str, Any]
     day: str
     shares: list[Share]
     influences: list[Influence]
+    others: int
     events: int
     window: tuple[str, str]
     training: list[str]
@@ -105,7 +107,9 @@ def explain(pipeline: Pipeline, user: str, item: str, day: str | None = None) ->
             "list was made; what follows is of the list as it would be made now"
         )
     items, without = _without_each(recommender, history, wanted, count)
-    order = sorted(range(len(items)), key=lambda i: (-_fall(without[i], place, count), i))[:_SHOWN_ITEMS]
+    falls = [_fall(rank, place, count) for rank in without]
+    ranked = sorted(range(len(items)), key=lambda i: (-falls[i], i))
+    order = [i for i in ranked if falls[i]][:_SHOWN_ITEMS] or ranked[:_SHOWN_UNMOVED]
     sources = _sources(
         pipeline, training, user, [str(recommender.items.ids[items[i]]) for i in order], history, recommender
     )
@@ -126,6 +130,7 @@ def explain(pipeline: Pipeline, user: str, item: str, day: str | None = None) ->
         day,
         _shares(shown, place, hybrid),
         influences,
+        len(items) - len(influences),
         len(history),
         (first, day),
         list(_training(pipeline, hybrid)),
@@ -161,6 +166,8 @@ def lines(found: Explanation) -> Iterator[str]:
             )
         if (more := len(influence.sources) - _SHOWN_EVENTS) > 0:
             yield f"    and {more} older"
+    if found.others:
+        yield f"  {found.others} other items of theirs: leaving out any one of them does less, or nothing"
     yield ""
     yield "what the model had learned from:"
     yield from (f"  {line}" for line in found.training)

@@ -211,7 +211,8 @@ def lines(found: Plan) -> Iterator[str]:
         yield "The sensor asks for ingest (raw_events, interactions, rejected_events) of"
     for request in found.requests:
         objects = found.objects[request.day]
-        yield f"  {request.day}: {len(objects)} objects are not those that were read"
+        said = f"{len(objects)} objects are not those that were read" if objects else "Dagster does not know it yet"
+        yield f"  {request.day}: {said}"
         yield from (f"    {line}" for line in objects[:_SHOWN_OBJECTS])
         if len(objects) > _SHOWN_OBJECTS:
             yield f"    and {len(objects) - _SHOWN_OBJECTS} more"
