@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _GAP_BUCKETS = 24  # log2 of minutes: 23 is sixteen years
 _VALIDATION_SHARE = 0.07  # the newest share of the steps decides when to stop
 _VALIDATION_ROWS = 2000
-_REPLAY_SHARE = 0.15  # old windows shown again in an update, against forgetting
+_NEWEST_REPLAY = 0.15  # share of the older windows that a fit shows again with the newest
+_UPDATE_REPLAY = 0.3  # and an update with the day's, against forgetting
 _SCORE_ROWS = 64
 # A step touches a thousand rows of the item table. From this size on the others are left alone (lazy Adam), which is
 # three times as fast on 68,000 items, as good; on 12,000 items it costs quality (Beauty validation .046, not .053).
@@ -78,7 +79,7 @@ class SequenceModel:
             model.weights = _arrays(network)
         else:
             cut = int(times.min())
-        return model._absorb(walked, targets, cut, data.end_ms, settings, log, "newest")
+        return model._absorb(walked, targets, cut, data.end_ms, settings, log, "newest", _NEWEST_REPLAY)
 
     def update(self, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
         """Goes on from these weights: `update_epochs` over the windows of users seen since, and a sample of the rest.
@@ -104,7 +105,8 @@ class SequenceModel:
         weights["item.weight"] = np.where(known[:, None], filled, weights["item.weight"])
         fresh.weights = weights
         walked = steps(data.events)
-        return fresh._absorb(walked, _Targets(walked), int(self.params["end_ms"]), data.end_ms, settings, log, "update")
+        since = int(self.params["end_ms"])
+        return fresh._absorb(walked, _Targets(walked), since, data.end_ms, settings, log, "update", _UPDATE_REPLAY)
 
     @classmethod
     def _empty(cls, data: TrainingSet, settings: Settings) -> Self:
@@ -136,15 +138,24 @@ class SequenceModel:
         return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def _absorb(
-        self, walked: Steps, targets: "_Targets", since_ms: int, end_ms: int, settings: Settings, log: Log, label: str
+        self,
+        walked: Steps,
+        targets: "_Targets",
+        since_ms: int,
+        end_ms: int,
+        settings: Settings,
+        log: Log,
+        label: str,
+        replayed: float,
     ) -> Self:
-        """Fine-tunes on windows with targets from `since_ms` on, and a seeded sample of the others."""
+        """Fine-tunes on windows with targets from `since_ms` on, and a seeded sample of the others (other ones each
+        day)."""
         starts, lengths = _windows(walked, settings.sequence.max_length)
         new = targets.usable & (targets.time >= since_ms)
         so_far = np.concatenate([[0], np.cumsum(new)])
         touched = so_far[starts + lengths] > so_far[starts]
-        replay = np.random.default_rng(settings.training.seed).random(len(starts)) < _REPLAY_SHARE
-        chosen = touched | replay
+        draw = np.random.default_rng([settings.training.seed, max(end_ms, 0) // 1000])
+        chosen = touched | (draw.random(len(starts)) < replayed)
         params = {**self.params, "end_ms": end_ms}
         if not touched.any():
             return type(self)(self.weights, self.seen, self.category, params)
