@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import als, quality, recommend, sets, update
+from benchmarks import als, ingest, quality, recommend, sets, update
 from recsys_assets.evaluation.tasks import Task
 from recsys_assets.models.als import AlsModel
 from recsys_assets.models.base import Member, silent
@@ -224,3 +224,13 @@ def test_event_tables(tmp_path: Path) -> None:
     frame.drop("action").write_csv(tmp_path / "bad.csv")
     with pytest.raises(ValueError, match="no column action"):
         sets.read_table(tmp_path / "bad.csv")
+
+
+def test_ingest_damages_one_file_in_a_hundred(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ingest.speed(tmp_path, 51, 1)
+    found = lines(capsys.readouterr().out)
+    assert set(found) == {"ingest.vs_duckdb", "ingest.vs_duckdb.bad1", "ingest.vs_script"}
+    sound, damaged = (found[name]["outcome"] for name in ("ingest.vs_duckdb", "ingest.vs_duckdb.bad1"))
+    assert (sound["kept"] + sound["duplicates"], sound["rejected"]) == (51 * ingest.PER_FILE, {})
+    assert damaged["rejected"] == {"malformed_json": 1}
+    assert 0 < sound["kept"] - damaged["kept"] < ingest.PER_FILE
