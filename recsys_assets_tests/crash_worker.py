@@ -41,7 +41,7 @@ def _slow_disk(writes: int, fsync: Callable[[Path], None] = files.fsync) -> Call
     def slow(path: Path) -> None:
         if next(count) == writes:
             _say(WRITING)
-        time.sleep(0.02)
+        time.sleep(0.01)
         fsync(path)
 
     return slow

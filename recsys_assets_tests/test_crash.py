@@ -21,7 +21,7 @@ from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS, WRITING
 from recsys_assets_tests.graph import INGEST, SHOP, fill, make_home, run
 
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "10"))
-WRITES = 90  # to the disk, about so many while everything is made anew
+WRITES = 100  # to the disk, about so many while everything is made anew
 
 
 def assert_whole(pipeline: Pipeline) -> int:
@@ -101,7 +101,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_there(
                 worker.stdin.flush()
                 pid = int(worker.stdout.readline())
                 writing = worker.stdout.readline().strip() == WRITING
-                died_early, _, _ = select.select([worker.stdout], [], [], moments.uniform(0.0, 0.1))
+                died_early, _, _ = select.select([worker.stdout], [], [], moments.uniform(0.0, 0.05))
                 assert writing, (tmp_path / f"round-{number}.log").read_text()[-3000:]
                 assert not died_early
                 os.kill(pid, signal.SIGKILL)
