@@ -9,7 +9,7 @@ from typing import Any
 
 import threadpoolctl
 
-_LIBRARIES = ("duckdb", "implicit", "numpy", "polars", "pyarrow", "safetensors", "scipy", "torch")
+_LIBRARIES = ("duckdb", "implicit", "lightgbm", "numpy", "polars", "pyarrow", "safetensors", "scipy", "torch")
 
 
 def environment() -> dict[str, Any]:
@@ -27,10 +27,17 @@ def _fixed() -> dict[str, Any]:
     simd = config["SIMD Extensions"]
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
         "machine": f"{platform.system()} {platform.machine()}",
         "kernels": sorted({*(str(each.get("architecture")) for each in _blas()), *simd["baseline"], *simd["found"]}),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _blas() -> list[dict[str, Any]]:
