@@ -127,7 +127,8 @@ def test_every_record_of_the_corpus_is_judged_as_the_reference_judges_it() -> No
 
 
 def test_the_comparison_itself_sees_a_difference() -> None:
-    files = {key: file for key, file in day_of(0).items() if file.pieces and not file.partly}
+    some = list(day_of(0).items())[:60]
+    files = {key: file for key, file in some if file.pieces and not file.partly}
     with duckdb.connect() as connection:
         result = cleaned(connection, files)
     assert disagreements(files, result) == []
