@@ -365,6 +365,7 @@ class RetentionSettings(_Section):
     days: int = Field(30, ge=1, description="newest days, each with its present version")
     months: int = Field(12, ge=0, description="newest months, each with its last day")
     champions: int = Field(5, ge=1, description="newest champions, whole, so that a rollback finds them")
+    min_age_hours: float = Field(24, ge=0, description="what was made since then stays: another run may be reading it")
 
 
 class PublishSettings(_Section):

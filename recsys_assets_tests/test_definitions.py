@@ -39,7 +39,7 @@ def test_the_graph() -> None:
         "hybrid_model": sorted([*MODELS, "training_set"]),
         "evaluation": ["hybrid_model", "training_set"],
         "promotion": ["evaluation", "hybrid_model", "training_set"],
-        "retention": ["promotion"],
+        "retention": ["promotion", "recommendations", "similar_items"],
         "recommendations": ["promotion", "training_set"],
         "similar_items": ["promotion", "training_set"],
     }

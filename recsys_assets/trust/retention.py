@@ -4,6 +4,7 @@ Everything that is published stays until it is pruned. What stays:
 
 * the present version of the newest days (`retention.days`) and of the last day of each newest month
   (`retention.months`), every asset of those days;
+* what was made within `retention.min_age_hours`: a backfill of old days, in this run or another, still reads it;
 * the champion and the champions before it (`retention.champions`), each with all it was made of: its members, the
   states they were updated from back to the last full refit, and the training sets of those days. A hybrid's folder is
   whole by itself (hard links), so this costs what serving does not need: replay and comparison on the champion's day.
@@ -14,6 +15,7 @@ raw_events, which stay.
 
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from recsys_assets.models import MEMBERS
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import RetentionSettings
 from recsys_assets.storage import files
-from recsys_assets.storage.artifacts import ArtifactError, Artifacts
+from recsys_assets.storage.artifacts import MANIFEST, ArtifactError, Artifacts
 from recsys_assets.trust.lineage import Made, ancestry
 
 PRUNED_ASSETS = ("training_set", *[f"{name}_model" for name in MEMBERS], "hybrid_model")
@@ -69,6 +71,8 @@ def judge(pipeline: Pipeline) -> list[Verdict]:
             stays = "an earlier champion, or what it was made of"
         elif made.day in days and _present(artifacts, made):
             stays = days[made.day]
+        elif _age_hours(artifacts, made) < settings.min_age_hours:
+            stays = f"made within the last {settings.min_age_hours:g} hours"
         verdicts.append(Verdict(made, sum(stat.st_size for stat in _files(artifacts, made)), stays))
     return verdicts
 
@@ -120,6 +124,11 @@ def _present(artifacts: Artifacts, made: Made) -> bool:
     except ArtifactError:
         return True
     return current is not None and current.version == made.version
+
+
+def _age_hours(artifacts: Artifacts, made: Made) -> float:
+    manifest = artifacts.root / made.asset / made.day / made.version / MANIFEST
+    return (time.time() - manifest.stat().st_mtime) / 3600
 
 
 def _files(artifacts: Artifacts, made: Made) -> list[os.stat_result]:

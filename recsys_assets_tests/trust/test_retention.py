@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from recsys_assets_tests.graph import TRAINED, changed, copy_home, run, snapshot
 from recsys_assets_tests.storage.test_files import dead_pid
 
 FIRST, SECOND = TRAINED
-STRICT = {"days": 1, "months": 0, "champions": 1}
+STRICT = {"days": 1, "months": 0, "champions": 1, "min_age_hours": 0}
 
 
 @pytest.fixture
@@ -107,6 +108,18 @@ def test_the_rest_goes(refitted: Pipeline) -> None:
     assert run(strict, ["training_set"], [FIRST]).metadata("training_set", FIRST)["unchanged"] is False
 
 
+def test_what_was_just_made_stays(refitted: Pipeline) -> None:
+    """A backfill of days older than the newest ones still reads them, in this run or another."""
+    careful = changed(refitted, retention={**STRICT, "min_age_hours": 1})
+    verdicts, _ = prune(careful)
+    assert len(list(there(careful))) == 18
+    assert "made within the last 1 hours" in {verdict.stays for verdict in verdicts}
+    for made in there(careful):
+        os.utime(careful.artifacts.root / made.asset / made.day / made.version / "manifest.json", (0, 0))
+    prune(careful)
+    assert len(list(there(careful))) == 7
+
+
 def test_an_earlier_champion_stays_for_a_rollback(refitted: Pipeline) -> None:
     strict = changed(refitted, retention={**STRICT, "champions": 3})
     prune(strict)
@@ -116,7 +129,12 @@ def test_an_earlier_champion_stays_for_a_rollback(refitted: Pipeline) -> None:
 
 
 def test_superseded_versions_go_unless_a_champion_is_made_of_them(home: Pipeline) -> None:
-    strict = changed(home, training={"validation_days": 1}, sequence={"max_tokens": 1000}, retention={"champions": 1})
+    strict = changed(
+        home,
+        training={"validation_days": 1},
+        sequence={"max_tokens": 1000},
+        retention={"champions": 1, "min_age_hours": 0},
+    )
     before = set(there(strict))
     run(strict, [*(f"{name}_model" for name in MEMBERS), "hybrid_model"], [SECOND])
     rebuilt = set(there(strict)) - before
