@@ -314,8 +314,8 @@ class SequenceSettings(_Section):
 class RankerSettings(_Section):
     """Trees that rank the members' candidates by recency, rhythm, category, price and popularity."""
 
-    learn_days: int = Field(28, ge=1, description="days before the validation days from which ranking is learned")
-    learn_lists: int = Field(10_000, ge=0, description="users' days looked at, at most; 0: no ranker")
+    learn_days: int = Field(56, ge=1, description="days before the validation days from which ranking is learned")
+    learn_lists: int = Field(20_000, ge=0, description="users' days looked at, at most; 0: no ranker")
     trees: int = Field(200, ge=1)
     leaves: int = Field(15, ge=2)
     learning_rate: float = Field(0.06, gt=0)
@@ -385,6 +385,30 @@ class PublishSettings(_Section):
         return value.rstrip("/") if value else value
 
 
+class AudienceSettings(_Section):
+    """Who is likely to take an offer. Off while action is unset."""
+
+    action: str | None = Field(None, description="the action that counts as taking it")
+    items: list[str] = Field([], description="items that are the offer; with categories: either; both empty: any item")
+    categories: list[str] = Field([], description="categories that are the offer")
+    window_days: int = Field(28, ge=1, description="days of behaviour that the features are made of")
+    label_days: int = Field(7, ge=1, description="days after it in which a user takes the offer or does not")
+    periods: int = Field(3, ge=1, description="periods to learn from, label_days apart, before the one that measures")
+    budget: int | None = Field(1000, ge=1, description="users in the audience, at most; unset: no limit")
+    threshold: float | None = Field(None, ge=0, le=1, description="probability from which a user is in; unset: all")
+    mobile_field: str | None = Field(None, description="field of the raw records that tells the device")
+    mobile_column: str | None = Field(None, description="instead: column of sql.users that tells the user's device")
+    user_column: str = Field("user_id", description="column of sql.users that holds the user's id, with mobile_column")
+    mobile_values: list[str] = Field(["mobile"], description="what stands there for a mobile device")
+    regularization: float = Field(1e-2, gt=0, description="of the support vector machine; less: slower to fit")
+
+    @model_validator(mode="after")
+    def _one_source_of_devices(self) -> "AudienceSettings":
+        if self.mobile_field is not None and self.mobile_column is not None:
+            raise ValueError("takes one of mobile_field and mobile_column")
+        return self
+
+
 class JobSettings(_Section):
     """What a step that fails does. What a retry cannot mend (settings, permissions, inputs) is never retried."""
 
@@ -417,6 +441,7 @@ class Settings(_Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()
     publish: PublishSettings = PublishSettings()
+    audience: AudienceSettings = AudienceSettings()
     jobs: JobSettings = JobSettings()
     retention: RetentionSettings = RetentionSettings()
 
@@ -434,6 +459,7 @@ class Settings(_Section):
         for name, listed in (
             ("recommend.bought_actions", self.recommend.bought_actions),
             ("evaluation.target_actions", self.evaluation.target_actions),
+            ("audience.action", [self.audience.action] if self.audience.action else []),
             *((f"sql.events.{name}", each.named) for name, each in self.sql.events.items()),
         ):
             if unknown := sorted(set(listed) - set(self.actions)):

@@ -20,7 +20,7 @@ from recsys_assets.settings import Settings
 from recsys_assets.training.events import DAY_MS
 
 _BATCH_ROWS = 256
-_OWN, _CANDIDATES = 80, 120  # candidates of a list to learn from: met before, and together with what was not
+_OWN, _CANDIDATES = 70, 90  # candidates of a list to learn from: met before, and together with what was not
 _SOLD = 2000  # best-selling items among which new ones are chosen
 _MIN_LISTS = 200  # with a hit among the candidates: fewer teach trees little but noise
 
@@ -100,9 +100,9 @@ class Ranker:
             "lambdarank_truncation_level": 15,
             "learning_rate": own.learning_rate,
             "num_leaves": own.leaves,
-            "min_data_in_leaf": 100,
-            "feature_fraction": 0.5,
-            "bagging_fraction": 0.7,
+            "min_data_in_leaf": 200,
+            "feature_fraction": 0.35,
+            "bagging_fraction": 0.35,
             "bagging_freq": 1,
             "max_bin": 63,
             "seed": settings.training.seed,
