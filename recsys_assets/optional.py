@@ -36,6 +36,12 @@ def parts(settings: Settings) -> Parts:
         found.assets += sql.sql_assets(settings)
         found.jobs.append(sql.load_tables)
         found.schedules.append(sql.nightly_tables)
+    if settings.audience.action:
+        from recsys_assets.audience import assets as audience
+
+        found.assets += audience.audience_assets
+        found.jobs.append(audience.find_audience)
+        found.schedules.append(audience.nightly_audience)
     return found
 
 

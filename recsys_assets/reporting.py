@@ -68,6 +68,26 @@ def bars_picture(title: str, rows: Sequence[tuple[str, float, float, float]]) ->
     axes.barh(labels, values, xerr=errors, color=colours, ecolor="#444444", capsize=3)
     axes.invert_yaxis()
     axes.set_title(title, fontsize=10)
+    return _inline(figure, axes)
+
+
+def calibration_picture(rows: Sequence[tuple[float, float, float, float]]) -> dg.MetadataValue:
+    """A reliability diagram as an inline picture: rows of (foretold, happened, low, high), with their intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    foretold, happened, lows, highs = zip(*rows, strict=True)
+    most = max(*foretold, *highs) * 1.05
+    axes.plot([0, most], [0, most], color="#9db4cc", linewidth=1)
+    axes.vlines(foretold, lows, highs, color="#444444", linewidth=1)
+    axes.plot(foretold, happened, "o", color="#1f5fa8", markersize=4)
+    axes.set_xlabel("foretold probability", fontsize=9)
+    axes.set_ylabel("share that took the offer, 95 % interval", fontsize=9)
+    return _inline(figure, axes)
+
+
+def _inline(figure: Any, axes: Any) -> dg.MetadataValue:
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)

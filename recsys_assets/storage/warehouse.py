@@ -33,6 +33,8 @@ _VIEWS = {
     "catalogue": ("catalogue", "*"),
     "users": ("users", "*"),
     "watch_ratings": ("watch_ratings", "*"),
+    "user_features": ("user_features", "*"),
+    "audience": ("audience", "*"),
 }
 _WHERE = {"interactions": "reason IS NULL", "rejected_events": "reason IS NOT NULL"}
 
