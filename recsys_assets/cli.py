@@ -402,6 +402,34 @@ def prune(dry_run: bool) -> None:
     say(f"{len(verdicts) - pruned} versions stay, {pruned} {'would go' if dry_run else 'went'}: {gained / 1e6:.1f} MB")
 
 
+@main.command()
+@click.option("--user", help="user_id as in the logs; without it, earlier erasures are looked after again")
+@click.option("--delete-source", is_flag=True, help="take the user's records out of the bucket's objects too")
+@explained
+def erase(user: str | None, delete_source: bool) -> None:
+    """Erase a user from everything in the home, for good, and write a receipt."""
+    from recsys_assets.launch import open_instance, run_job
+    from recsys_assets.pipeline import Pipeline
+    from recsys_assets.trust import erasure
+
+    pipeline = Pipeline.open()
+    with open_instance(pipeline) as instance:
+        receipts = erasure.erase(
+            pipeline,
+            user,
+            delete_source,
+            lambda job, days, config: run_job(job, days, pipeline, instance, None, config),
+            say,
+        )
+    erasure.finish(pipeline, user, receipts, say)
+    for receipt in receipts:
+        if not receipt.content["finished"]:
+            say("Dagster's logs were not searched: that takes the id (recsys erase --user)")
+        if listed := [each for each in receipt.content["source"] if each["what"] == "listed"]:
+            say(f"{len(listed)} objects of the bucket hold the user's records still (--delete-source takes them out)")
+        say(f"receipt: {receipt.path}")
+
+
 @main.command("redraw-holdout")
 @click.option(
     "--day", type=click.DateTime(["%Y-%m-%d"]), required=True, help="draw from the interactions up to this day"

@@ -15,6 +15,7 @@ from recsys_assets.settings import Settings, SettingsError, load_settings
 from recsys_assets.storage.artifacts import ArtifactError, Artifacts
 from recsys_assets.storage.bucket import Bucket, BucketError, BucketUnavailable, open_bucket
 from recsys_assets.storage.tables import Tables
+from recsys_assets.storage.tombstones import Tombstones
 from recsys_assets.storage.warehouse import Warehouse
 from recsys_assets.training.holdout import Holdouts
 
@@ -56,6 +57,10 @@ class Pipeline:
     @cached_property
     def holdouts(self) -> Holdouts:
         return Holdouts(self.settings.store)
+
+    @cached_property
+    def tombstones(self) -> Tombstones:
+        return Tombstones(self.settings.home)
 
     @cached_property
     def champion(self) -> Champion:

@@ -22,6 +22,7 @@ from recsys_assets import reporting
 from recsys_assets.days import shift, today
 from recsys_assets.ingest import listing
 from recsys_assets.ingest.decode import RAW_SCHEMA, raw_batches
+from recsys_assets.ingest.erased import cut_batch, without
 from recsys_assets.ingest.rules import apply_rules
 from recsys_assets.ingest.sensors import FINGERPRINT
 from recsys_assets.ingest.validate import (
@@ -157,9 +158,11 @@ def raw_stands(info: dict[str, Any] | None, fingerprint: str, settings: BucketSe
 
 
 def raw_version(info: dict[str, Any]) -> str:
-    """What raw_events holds of a day: its objects, and the size above which some were left out, if so."""
-    left_out = info.get("too_large_above_mb")
-    return str(info[FINGERPRINT]) if left_out is None else f"{info[FINGERPRINT]} up to {left_out} MB"
+    """What raw_events holds of a day: its objects, the size above which some were left out, and how many records of
+    erased users were, if so."""
+    left_out, cut = info.get("too_large_above_mb"), info.get("erased")
+    version = str(info[FINGERPRINT]) if left_out is None else f"{info[FINGERPRINT]} up to {left_out} MB"
+    return f"{version} without {cut} records" if cut else version
 
 
 def _console_link(bucket: Bucket, objects: list[LogObject]) -> dict[str, dg.MetadataValue]:
@@ -238,6 +241,7 @@ def _write_raw(
 ) -> None:
     read: list[LogObject] = []
     max_object_mb = pipeline.settings.bucket.max_object_mb
+    erased = pipeline.tombstones.read()
 
     def noted() -> Iterator[tuple[LogObject, bytes]]:
         for obj, content in fetched:
@@ -245,11 +249,14 @@ def _write_raw(
             yield obj, content
 
     with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
-        too_large = False
+        too_large, cut = False, 0
         for batch in raw_batches(noted(), max_object_mb * 2**20):
+            batch, found = cut_batch(batch, erased)
+            cut += sum(found.values())
             writer.write_batch(batch)
             too_large |= "too_large" in batch.column("reason").to_pylist()
         info = _raw_info(read) | ({"too_large_above_mb": max_object_mb} if too_large else {})
+        info |= {"erased": cut} if cut else {}
         if text := _loss(pipeline, day, known, info["bytes"], info["objects"]):
             raise InputError(text)
         writer.add_key_value_metadata({"recsys": info_text(info)})
@@ -498,14 +505,14 @@ class _Together:
         while self._left and len(raws) < _DAYS_TOGETHER:
             following = self._left.popleft()
             info = self._pipeline.tables.sound_info("raw_events", following)
-            if following <= day or info is None or self._is_made(following, info[FINGERPRINT]):
+            if following <= day or info is None or self._is_made(following, raw_version(info)):
                 continue
             path = self._pipeline.tables.path("raw_events", following)
             held += text_bytes(path)
             if held > _TEXT_TOGETHER:
                 self._left.appendleft(following)
                 break
-            raws[following], fingerprints[following] = path, info[FINGERPRINT]
+            raws[following], fingerprints[following] = path, raw_version(info)
         return raws, fingerprints
 
     def _is_made(self, day: str, fingerprint: str) -> bool:
@@ -534,7 +541,10 @@ def clean_day(
     if existing is not None and existing["version"] == version:
         return Cleaned(existing, False, existing["counts"]["kept"])
     kept_before = existing["counts"]["kept"] if existing is not None else None
-    rules = functools.partial(apply_rules, settings=pipeline.settings.ingest)
+    erased = pipeline.tombstones.read()
+
+    def rules(result: CleanResult) -> CleanResult:
+        return apply_rules(without(result, erased), pipeline.settings.ingest)
 
     def info_of(result: CleanResult) -> dict[str, Any]:
         if existing is not None and not force:
@@ -548,7 +558,7 @@ def clean_day(
         info = pipeline.tables.info("interactions", day) or {}
     else:
         together = together or _Together(connection, pipeline, [])
-        result = rules(together.clean(day, raw, raw_info[FINGERPRINT]))
+        result = rules(together.clean(day, raw, raw_version(raw_info)))
         info = info_of(result)
         frame = pl.concat([result.interactions, result.rejected], how="diagonal")
         pipeline.tables.publish_frame("interactions", day, frame, info)

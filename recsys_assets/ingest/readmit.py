@@ -44,7 +44,7 @@ def readmit(
             f"no record of these days is rejected for {reason}; reasons there: {', '.join(found) or 'none'}"
         )
     config: dict[str, Any] | None = {"ops": {"interactions": {"config": {"force": True}}}} if force else None
-    for some in _consecutive(chosen):
+    for some in consecutive(chosen):
         run_job("readmit", some, pipeline, instance, config=config)
     after = {day: _counts(pipeline, day) for day in chosen}
     moved = [day for day in chosen if after[day] != before[day]]
@@ -77,7 +77,7 @@ def _difference(before: Counter[str], after: Counter[str]) -> str:
     )
 
 
-def _consecutive(days: Iterable[str]) -> Iterator[list[str]]:
+def consecutive(days: Iterable[str]) -> Iterator[list[str]]:
     """The runs of consecutive days: each goes as one range."""
     groups = itertools.groupby(enumerate(days), key=lambda pair: shift(pair[1], -pair[0]))
     return ([day for _, day in group] for _, group in groups)

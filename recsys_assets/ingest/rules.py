@@ -40,19 +40,27 @@ def _set_aside(result: CleanResult, most: int) -> CleanResult:
         pl.col("timestamp").shift(-most).dt.epoch("ms") - pl.col("timestamp").dt.epoch("ms") < _HOUR_MS
     )
     robots = events.filter(crowded)["user_id"].unique()
-    if robots.is_empty():
-        return result
-    robotic = events["user_id"].is_in(robots.implode())
-    kept, moved = events.filter(~robotic), events.filter(robotic)
-    set_aside = moved.select(
-        pl.lit(TOO_MANY).alias("reason"),
-        pl.lit(f"the user has more than {most} events within an hour").alias("detail"),
+    excerpt = (
         pl.struct(pl.col("timestamp").dt.epoch("ms"), "item_id", "user_id", "action")
         .struct.json_encode()
         .str.slice(0, EXCERPT_CHARACTERS)
-        .alias("excerpt"),
-        "source_key",
-        "record",
+    )
+    return set_aside(result, robots, TOO_MANY, pl.lit(f"the user has more than {most} events within an hour"), excerpt)
+
+
+def set_aside(result: CleanResult, users: pl.Series, reason: str, detail: pl.Expr, excerpt: pl.Expr) -> CleanResult:
+    """Moves all events of some users to the rejected ones.
+
+    Raises:
+        ConservationError: records would be lost.
+    """
+    if users.is_empty():
+        return result
+    events = result.interactions
+    theirs = events["user_id"].is_in(users.implode())
+    kept, moved = events.filter(~theirs), events.filter(theirs)
+    rejected = moved.select(
+        pl.lit(reason).alias("reason"), detail.alias("detail"), excerpt.alias("excerpt"), "source_key", "record"
     ).match_to_schema(REJECTED_SCHEMA)
     moved_by_key = moved.group_by(pl.col("source_key").alias("key")).agg(pl.len().cast(pl.Int64()).alias("moved"))
     by_key = (
@@ -63,13 +71,14 @@ def _set_aside(result: CleanResult, most: int) -> CleanResult:
     )
     assert_conserved(by_key)
     actions = Counter(dict(kept["action"].value_counts().iter_rows()))
+    rejections = Counter(result.rejections) + Counter({reason: len(moved)})
     return replace(
         result,
         interactions=kept,
         # By bytes of the key, as all else is ordered.
-        rejected=pl.concat([result.rejected, set_aside]).sort(pl.col("source_key").cast(pl.Binary()), "record"),
+        rejected=pl.concat([result.rejected, rejected]).sort(pl.col("source_key").cast(pl.Binary()), "record"),
         kept=len(kept),
-        rejections=dict(sorted({**result.rejections, TOO_MANY: len(moved)}.items())),
+        rejections=dict(sorted(rejections.items())),
         off_day=int(kept["off_day"].sum()),
         actions={action: actions[action] for action in result.actions},
         users=kept["user_id"].n_unique(),

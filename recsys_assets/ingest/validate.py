@@ -18,6 +18,7 @@ price, in this order. What becomes of odd input:
 | lone surrogate (`"\\ud800"`), raw control character in a text | malformed_json |
 | element that is no object (5, "x", null, [..]) | not_an_object |
 | a comma behind the last field of a record or the last element of a list | ignored |
+| `{"recsys":"erased"}`, which stands for a record that was cut out | erased |
 | deep nesting in a field that is not used | ignored, as all unknown fields are |
 | a field's name in another case or with white space | an unknown field; written with escapes it is the same |
 | the same field twice in a record | the first one counts |
@@ -61,6 +62,8 @@ from recsys_assets.ingest.decode import EXCERPT_CHARACTERS, Rejection, is_whole,
 from recsys_assets.settings import Settings
 
 MAX_ID_CHARACTERS = 256
+ERASED = "erased"
+MARKER = '{"recsys":"erased"}'  # stands where a record of an erased user was cut out (ingest/erased.py)
 EARLIEST_MS = 946_684_800_000  # 2000-01-01
 _LATEST_GUESS_MS = 4_102_444_800_000  # 2100-01-01: up to here a wrong unit is recognised
 _DAY_MS = 86_400_000
@@ -532,11 +535,20 @@ def _explain(
         orient="row",
     )
     no_object = (pl.col("reason") == "missing_timestamp") & ~pl.col("excerpt").str.starts_with("{")
+    cut_out = (pl.col("reason") == "missing_timestamp") & (pl.col("excerpt") == MARKER)
     return (
         pl.concat([from_texts, from_arrays])
         .with_columns(
-            reason=pl.when(no_object).then(pl.lit("not_an_object")).otherwise("reason"),
-            detail=pl.when(no_object).then(pl.lit("no JSON object")).otherwise("detail"),
+            reason=pl.when(no_object)
+            .then(pl.lit("not_an_object"))
+            .when(cut_out)
+            .then(pl.lit(ERASED))
+            .otherwise("reason"),
+            detail=pl.when(no_object)
+            .then(pl.lit("no JSON object"))
+            .when(cut_out)
+            .then(pl.lit("the record of an erased user"))
+            .otherwise("detail"),
         )
         .vstack(cut)
         .sort("object", "record")

@@ -90,6 +90,14 @@ class Holdouts:
         info = json.loads(pointer.read_text(encoding="utf-8"))
         return Holdout(info["version"], self.folder / f"v{info['version']}.parquet", info)
 
+    def recount(self) -> None:
+        """Mends the figures of the current version after rows were taken out of its file."""
+        with filelock.FileLock(self.folder / ".lock"):
+            if (held := self.current()) is not None:
+                frame = held.read()
+                info = {**held.info, "users": frame["user_id"].n_unique(), "events": len(frame)}
+                files.write_bytes(self.folder / "current.json", json.dumps(info, indent=1).encode())
+
     def ensure(
         self, interactions: Sequence[Path], day: str, settings: HoldoutSettings, seed: int, redraw: str | None = None
     ) -> Holdout | None:

@@ -38,6 +38,12 @@ lists = dg.define_asset_job(
     description="The champion's lists of a day, and its files where `publish` says: what `recsys rollback` makes anew.",
     op_retry_policy=RETRIES,
 )
+relist = dg.define_asset_job(
+    "relist",
+    dg.AssetSelection.assets("training_set") | dg.AssetSelection.groups("serving"),
+    description="The training set of a day and the champion's lists from it: what `recsys erase` makes anew.",
+    op_retry_policy=RETRIES,
+)
 
 FULL_REFIT: dict[str, Any] = {"ops": {f"{name}_model": {"config": {"full_refit": True}} for name in MEMBERS}}
 

@@ -7,6 +7,7 @@ from recsys_assets import reporting
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.storage.artifacts import version_of
+from recsys_assets.trust.erasure import scan, unfinished
 from recsys_assets.trust.retention import prune
 
 CODE_VERSION = "1"
@@ -82,3 +83,26 @@ def retention(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
             partition_key=newest,
         )
     return dg.MaterializeResult(data_version=reporting.data_version({newest: version_of(rows=rows)}))
+
+
+@dg.asset_check(
+    asset=retention,
+    description="No user that was erased is in the store again, and every erasure came to its end. Looked at after "
+    "each training, so every day.",
+)
+def no_erased_user(pipeline: dg.ResourceParam[Pipeline]) -> dg.AssetCheckResult:
+    with explained_failures(pipeline):
+        traces, open_ones = list(scan(pipeline)), unfinished(pipeline)
+    places = [{"what": trace.what, "which": trace.which, "records": trace.records} for trace in traces]
+    said = [f"{len(traces)} places hold records of erased users: run `recsys erase`"] if traces else []
+    said += (
+        [f"{len(open_ones)} erasures did not come to their end: run `recsys erase --user` again"] if open_ones else []
+    )
+    return dg.AssetCheckResult(
+        passed=not said,
+        description="; ".join(said) or None,
+        metadata={
+            "erased users": len(pipeline.tombstones.read().digests),
+            "places": reporting.table(places[:50], ["what", "which", "records"]),
+        },
+    )

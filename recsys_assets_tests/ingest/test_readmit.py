@@ -3,7 +3,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from recsys_assets.ingest.readmit import _consecutive, readmit
+from recsys_assets.ingest.readmit import consecutive, readmit
 from recsys_assets.launch import RunFailed
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets_tests.graph import INGEST, changed, make_home, run, snapshot
@@ -82,5 +82,5 @@ def test_days_without_raw_events(home: Pipeline, instance: dg.DagsterInstance) -
 
 def test_consecutive() -> None:
     days = ["2025-02-27", "2025-02-28", "2025-03-01", "2025-03-03", "2025-03-05", "2025-03-06"]
-    assert list(_consecutive(days)) == [days[:3], days[3:4], days[4:]]
-    assert list(_consecutive([])) == []
+    assert list(consecutive(days)) == [days[:3], days[3:4], days[4:]]
+    assert list(consecutive([])) == []

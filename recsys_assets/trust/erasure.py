@@ -1,0 +1,402 @@
+"""`recsys erase`: a user is taken out of everything below the home, and stays out.
+
+First a tombstone is written (storage/tombstones.py), from which moment nothing lets the user in again. Everything after
+it finds what is left of the user by the tombstone alone, so an erasure that was cut short is finished by asking again,
+without the id. Only Dagster's logs are searched for the id itself.
+
+Each receipt (`HOME/erasure/receipts/`) says what was found before it is touched: a kill loses none of it.
+"""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_assets.ingest.decode import RAW_SCHEMA, decode
+from recsys_assets.ingest.erased import cut_batch, cut_object
+from recsys_assets.ingest.listing import placer
+from recsys_assets.ingest.readmit import consecutive
+from recsys_assets.models import MEMBERS
+from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.storage import files
+from recsys_assets.storage.bucket import BucketError
+from recsys_assets.storage.tables import info_text
+from recsys_assets.storage.tombstones import Erased
+from recsys_assets.trust.lineage import Made, ancestry
+from recsys_assets.trust.retention import leftover_folders
+from recsys_assets.trust.scrub import holds, pattern, scrub
+
+MODELS = ("hybrid_model", *[f"{name}_model" for name in MEMBERS])
+RunJob = Callable[[str, list[str], dict[str, Any] | None], Any]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is left of erased users in one place.
+
+    Attributes:
+        what: a table, 'holdout' or 'training_set'.
+        which: its day or version; of a training set 'DAY/VERSION'.
+        records: rows, or records, that are theirs.
+    """
+
+    what: str
+    which: str
+    records: int
+
+
+class Receipt:
+    """What an erasure found, touched and left, without the id. Saved with each note."""
+
+    def __init__(self, folder: Path, tombstone: str) -> None:
+        self.path = folder / "receipts" / f"{tombstone}.json"
+        self.content: dict[str, Any] = {
+            "tombstone": tombstone,
+            "begun": _now(),
+            "finished": None,
+            "logs_searched": False,
+            "touched": [],
+            "removed": [],
+            "refit": [],
+            "source": [],
+            "left": [],
+        }
+        if self.path.exists():
+            self.content |= json.loads(self.path.read_text(encoding="utf-8"))
+
+    def note(self, section: str, entry: dict[str, Any], *key: str) -> None:
+        """Adds an entry, in the place of one that has the same values of `key`, if given."""
+        entries: list[dict[str, Any]] = self.content[section]
+        same = [each for each in entries if key and all(each.get(name) == entry.get(name) for name in key)]
+        if same:
+            same[0].update(entry)
+        elif entry not in entries:
+            entries.append(entry)
+        self.save()
+
+    def save(self, **values: Any) -> None:
+        self.content |= values
+        files.write_bytes(self.path, json.dumps(self.content, indent=1).encode())
+
+
+def unfinished(pipeline: Pipeline) -> list[str]:
+    """The tombstones of which not everything has been done."""
+    folder, erased = pipeline.tombstones.folder, pipeline.tombstones.read()
+    return sorted(each for each in erased.digests if not Receipt(folder, each).content["finished"])
+
+
+def erase(
+    pipeline: Pipeline,
+    user: str | None,
+    delete_source: bool,
+    run_job: RunJob,
+    say: Callable[[str], None],
+) -> list[Receipt]:
+    """Erases a user, or finishes what was begun (None: everybody with a tombstone is looked for again).
+
+    Args:
+        delete_source: take the user's records out of the bucket's objects too, deleting those that hold no others.
+        run_job: materializes a job for a range of days, as launch.run_job.
+
+    Raises:
+        InputError: no user is given and nobody was erased so far.
+        BucketError: an object of the bucket cannot be read or written; all else is done.
+    """
+    if user is not None and not user.strip():
+        raise InputError("--user is empty")
+    if user is not None:
+        digests = [pipeline.tombstones.add(user.strip())]
+    elif not (digests := sorted(pipeline.tombstones.read().digests)):
+        raise InputError("nobody was erased so far: give --user")
+    receipts = [Receipt(pipeline.tombstones.folder, each) for each in digests]
+    with pipeline.tombstones.lock():
+        for folder in leftover_folders(pipeline.settings.store):
+            files.remove_leftovers(folder)
+        for receipt in receipts:
+            receipt.save(finished=None)
+            _erase_one(pipeline, pipeline.tombstones.only(receipt.content["tombstone"]), receipt, run_job, say)
+            if delete_source:
+                _cut_source(pipeline, pipeline.tombstones.only(receipt.content["tombstone"]), receipt, say)
+    return receipts
+
+
+def finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: Callable[[str], None]) -> None:
+    """The last step, when no run of ours writes to Dagster's history any more: its logs, then the receipts' ends."""
+    home = pipeline.settings.home
+    if user is not None:
+        (receipt,) = receipts
+        for path, times in scrub(home / "dagster", user.strip()):
+            receipt.note("touched", {"what": "dagster", "file": path.relative_to(home).as_posix(), "records": times})
+            say(f"dagster  {path.relative_to(home).as_posix()}: {times} rows or lines masked")
+        wanted = pattern(user.strip())
+        database = pipeline.warehouse.path
+        if database.exists() and holds(database, wanted):  # it holds nothing but views
+            receipt.note("touched", {"what": "warehouse", "file": database.relative_to(home).as_posix()})
+            database.unlink()
+            database.with_name(f"{database.name}.wal").unlink(missing_ok=True)
+            pipeline.warehouse.ensure_views("interactions", say)
+        for path in _other_files(pipeline):
+            if holds(path, wanted):
+                receipt.note("left", {"file": path.relative_to(home).as_posix(), "why": "not ours to change"})
+                say(f"LEFT     {path.relative_to(home).as_posix()} holds the id; it is not the pipeline's to change")
+        receipt.save(logs_searched=True)
+    for receipt in receipts:
+        receipt.save(finished=_now() if receipt.content["logs_searched"] else None)
+
+
+def _other_files(pipeline: Pipeline) -> Iterator[Path]:
+    """Files in the home that neither the store, the bucket nor Dagster's history account for."""
+    home, bucket = pipeline.settings.home, pipeline.settings.bucket.url
+    ours = [home / "dagster", pipeline.tombstones.folder]
+    if bucket.startswith("file://"):
+        ours.append(home / bucket.removeprefix("file://"))
+    for path in sorted(home.rglob("*")):
+        if path.is_file() and not any(path.is_relative_to(each) for each in ours) and path.suffix != ".lock":
+            yield path
+
+
+# -------------------------------------------------------------------------------------------------------------- finding
+
+
+def scan(pipeline: Pipeline) -> Iterator[Trace]:
+    """Where erased users still are in the store. Raw days that were found clean are not read again while they stand."""
+    erased = pipeline.tombstones.read()
+    if not erased:
+        return
+    seen_path = pipeline.tombstones.folder / "scanned.json"
+    seen: dict[str, Any] = json.loads(seen_path.read_text(encoding="utf-8")) if seen_path.exists() else {}
+    known = seen.get("days", {}) if seen.get("version") == erased.version else {}
+    clean: dict[str, Any] = {}
+    for day in pipeline.tables.days("raw_events"):
+        stat = pipeline.tables.path("raw_events", day).stat()
+        mark = [stat.st_mtime_ns, stat.st_size]
+        count = 0 if known.get(day) == mark else sum(_in_raw(pipeline, day, erased).values())
+        if count:
+            yield Trace("raw_events", day, count)
+        else:
+            clean[day] = mark
+    files.write_bytes(seen_path, json.dumps({"version": erased.version, "days": clean}).encode())
+    yield from _in_tables(pipeline, erased)
+    yield from _in_training_sets(pipeline, erased)
+
+
+def _in_raw(pipeline: Pipeline, day: str, erased: Erased) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for batch in pq.ParquetFile(pipeline.tables.path("raw_events", day)).iter_batches(batch_size=100):
+        found |= cut_batch(batch, erased)[1]
+    return found
+
+
+def _in_tables(pipeline: Pipeline, erased: Erased) -> Iterator[Trace]:
+    for day in pipeline.tables.days("interactions"):
+        frame = pipeline.tables.read("interactions", day, ["user_id", "excerpt", "detail"])
+        theirs = _theirs(frame["user_id"], erased)
+        for name in ("excerpt", "detail"):
+            theirs |= _where(frame[name], lambda text: erased.own(text, words=False))
+        if theirs.any():
+            yield Trace("interactions", day, int(theirs.sum()))
+    for table, day in _other_tables(pipeline):
+        if count := int(_rows_of(pipeline.tables.read(table, day), table, erased).sum()):
+            yield Trace(table, day, count)
+    for path in sorted(pipeline.holdouts.folder.glob("v*.parquet")):
+        if count := int(_theirs(pl.read_parquet(path)["user_id"], erased).sum()):
+            yield Trace("holdout", path.stem, count)
+
+
+def _in_training_sets(pipeline: Pipeline, erased: Erased) -> Iterator[Trace]:
+    for path in sorted((pipeline.artifacts.root / "training_set").glob("*/[!.]*/users.parquet")):
+        if count := int(_theirs(pl.read_parquet(path, columns=["user_id"])["user_id"], erased).sum()):
+            yield Trace("training_set", f"{path.parent.parent.name}/{path.parent.name}", count)
+
+
+def _other_tables(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
+    """(table, day) of everything in the store that may have a row a user."""
+    for folder in sorted(path for path in pipeline.settings.store.iterdir() if path.is_dir()):
+        if folder.name not in ("raw_events", "interactions"):
+            for day in pipeline.tables.days(folder.name):
+                yield folder.name, day
+
+
+def _rows_of(frame: pl.DataFrame, table: str, erased: Erased) -> pl.Series:
+    """bool[rows]: the rows of erased users. The table `users` is a person's own: any of its columns may be the id."""
+    texts = [
+        name for name, kind in frame.schema.items() if kind == pl.String and (table == "users" or name == "user_id")
+    ]
+    found = pl.Series(values=[False], dtype=pl.Boolean).new_from_index(0, len(frame))
+    for name in texts:
+        found |= _theirs(frame[name], erased)
+    return found
+
+
+def _theirs(users: pl.Series, erased: Erased) -> pl.Series:
+    return _where(users, lambda user: user in erased)
+
+
+def _where(texts: pl.Series, test: Callable[[str], bool]) -> pl.Series:
+    """bool[rows]; each distinct text is tested once."""
+    hits = [text for text in texts.unique() if text is not None and test(text)]
+    return texts.is_in(pl.Series(hits, dtype=pl.String).implode()).fill_null(False)
+
+
+# -------------------------------------------------------------------------------------------------------------- cutting
+
+
+def _erase_one(
+    pipeline: Pipeline, erased: Erased, receipt: Receipt, run_job: RunJob, say: Callable[[str], None]
+) -> None:
+    changed = set(_cut_raw(pipeline, erased, receipt, say))
+    traces = list(_in_tables(pipeline, erased))
+    for trace in traces:
+        receipt.note("touched", {"what": trace.what, "day": trace.which, "records": trace.records}, "what", "day")
+        say(f"{trace.what:<16} {trace.which}: {trace.records} rows")
+        if trace.what == "interactions":
+            changed.add(trace.which)
+        elif trace.what == "holdout":
+            _strip_holdout(pipeline, trace.which, erased)
+        else:
+            _strip_table(pipeline, trace.what, trace.which, erased)
+    raw, cleaned = set(pipeline.tables.days("raw_events")), set(pipeline.tables.days("interactions"))
+    for day in sorted(changed & cleaned - raw):
+        say(f"interactions     {day}: deleted, since there are no raw_events to make it from")
+        pipeline.tables.path("interactions", day).unlink()
+    for days in consecutive(sorted(changed & raw & cleaned)):
+        run_job("readmit", days, {"ops": {"interactions": {"config": {"force": True}}}})
+    _remove_trained(pipeline, erased, receipt, say)
+    newest = pipeline.tables.days("recommendations")[-1:]
+    if newest and pipeline.artifacts.current("training_set", newest[0]) is None and pipeline.champion.read():
+        run_job("relist", newest, None)
+
+
+def _cut_raw(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable[[str], None]) -> Iterator[str]:
+    for day in pipeline.tables.days("raw_events"):
+        found = _in_raw(pipeline, day, erased)
+        if not found:
+            continue
+        source = pq.ParquetFile(pipeline.tables.path("raw_events", day))
+        info = pipeline.tables.info("raw_events", day) or {}
+        info["erased"] = info.get("erased", 0) + sum(found.values())
+        for key, count in found.items():
+            entry = {"key": key, "day": day, "records": count, "what": "listed"}
+            receipt.note("source", entry, "key")
+        receipt.note("touched", {"what": "raw_events", "day": day, "records": sum(found.values())}, "what", "day")
+        say(f"raw_events       {day}: {sum(found.values())} records in {len(found)} objects")
+
+        def write(path: Path, source: pq.ParquetFile = source, info: dict[str, Any] = info) -> None:
+            with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
+                for group in range(source.num_row_groups):
+                    for batch in source.read_row_group(group).combine_chunks().to_batches():
+                        writer.write_batch(cut_batch(batch, erased)[0])
+                writer.add_key_value_metadata({"recsys": info_text(info)})
+
+        pipeline.tables.publish("raw_events", day, write)
+        yield day
+
+
+def _strip_table(pipeline: Pipeline, table: str, day: str, erased: Erased) -> None:
+    frame, info = pipeline.tables.read(table, day), pipeline.tables.info(table, day) or {}
+    kept = frame.filter(~_rows_of(frame, table, erased))
+    info |= {"rows": len(kept)} if "rows" in info else {}
+    if "users" in info and "user_id" in kept.columns:
+        info["users"] = kept["user_id"].n_unique()
+    pipeline.tables.publish_frame(table, day, kept, info)
+    path = pipeline.tables.path(table, day)
+    for export in path.parent.glob(f"{day}.*"):  # an audience as CSV and LibSVM: made again when it is next asked for
+        if export != path:
+            export.unlink()
+
+
+def _strip_holdout(pipeline: Pipeline, version: str, erased: Erased) -> None:
+    """The others' rows stay what they were drawn to be: the version keeps its number."""
+    path = pipeline.holdouts.folder / f"{version}.parquet"
+    frame = pl.read_parquet(path)
+    kept = frame.filter(~_theirs(frame["user_id"], erased))
+    with files.replacing(path) as temporary:
+        kept.write_parquet(temporary, compression="zstd")
+    pipeline.holdouts.recount()
+
+
+def _remove_trained(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable[[str], None]) -> None:
+    """Removes every training set with the user in it and every model that learned from one: the next training learns
+    from scratch. The champion's ranking stays in charge until then: it knows items, and nobody by name."""
+    artifacts = pipeline.artifacts
+    tainted = {Made("training_set", *trace.which.split("/")) for trace in _in_training_sets(pipeline, erased)}
+    if not tainted:
+        return
+    champion = pipeline.champion.read()
+    in_charge = Made("hybrid_model", champion["day"], champion["version"]) if champion else None
+    with pipeline.champion.lock(), artifacts.lock():
+        there = [
+            Made(asset, path.name, version)
+            for asset in MODELS
+            for path in sorted((artifacts.root / asset).glob("[!.]*"))
+            for version in artifacts.versions(asset, path.name)
+        ]
+        affected = [made for made in there if ancestry(artifacts, [made]) & tainted]
+        for made in affected:
+            receipt.note("refit", made._asdict() | {"in_charge_until_then": made == in_charge})
+        for made in [*affected, *sorted(tainted)]:
+            if made != in_charge:
+                receipt.note("removed", made._asdict())
+                say(f"{made.asset:<16} {made.day}: version {made.version} removed")
+        for made in [*affected, *sorted(tainted)]:  # the sets last: by them a second call finds the rest
+            if made != in_charge:
+                artifacts.remove(*made)
+
+
+# ----------------------------------------------------------------------------------------------------------- the bucket
+
+
+def _cut_source(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable[[str], None]) -> None:
+    """Takes the records out of the objects that the receipt lists.
+
+    An object without a day in its key stays: written anew it would belong to today.
+    """
+    place = placer(pipeline.settings)
+    refused: list[str] = []
+    for entry in receipt.content["source"]:
+        key = entry["key"]
+        where = place(key)
+        if where is None or where.day is None:
+            entry["what"] = "left: its day is that of its last change; delete it yourself"
+        else:
+            try:
+                entry["what"] = _cut_object_of(pipeline, key, erased)
+            except BucketError as error:
+                entry["what"] = "refused"
+                refused.append(f"{key}: {error}")
+        say(f"source           {key}: {entry['what']}")
+        receipt.save()
+    if refused:
+        raise BucketError("these objects were not changed:\n" + "\n".join(refused))
+
+
+def _cut_object_of(pipeline: Pipeline, key: str, erased: Erased) -> str:
+    bucket = pipeline.bucket
+    found = bucket.head(key)
+    if found is None:
+        return "gone"
+    content = bucket.get(found)
+    decoded = decode(content, pipeline.settings.bucket.max_object_mb * 2**20)
+    text, cut = cut_object(decoded.text, decoded.rejection is None, erased, marked=False)
+    if not cut:
+        return "without the user already"
+    if not text.strip(b"[], \t\r\n"):
+        bucket.delete(key)
+        return "deleted"
+    if content.startswith(b"\x1f\x8b"):
+        text = gzip.compress(text, mtime=0)
+    elif content.startswith(b"\x28\xb5\x2f\xfd"):
+        text = pa.compress(text, codec="zstd", asbytes=True)
+    bucket.put(key, text)
+    return "rewritten"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,117 @@
+"""Taking a user's id out of Dagster's history: its SQLite databases, free pages included, and its log files.
+
+User ids stay out of Dagster's metadata by rule; what is looked for here is what a stack trace or a person's own log
+line brought in.
+"""
+
+import base64
+import contextlib
+import html
+import json
+import mmap
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+from recsys_assets.storage import files
+
+MASK = "[erased]"
+_SQLITE = b"SQLite format 3\0"
+_COMMON = re.compile(r"-?\d{1,7}|.{1,3}", re.DOTALL)  # ids that occur everywhere by chance
+_NAMED = rb"(?i:\buser(?:_?id)?)[\\\"'\s:=]{1,8}"
+
+
+def spellings(user: str) -> list[bytes]:
+    """How an id may be written in a file: as it is, in JSON once and twice, in a URL, in HTML, in Python, in UTF-16, in
+    hexadecimal, and in Base64 on its own."""
+    escaped, plain = json.dumps(user)[1:-1], json.dumps(user, ensure_ascii=False)[1:-1]
+    texts = [user, escaped, plain, *(json.dumps(each)[1:-1] for each in (escaped, plain))]
+    texts += [quote(user), quote(user, safe=""), quote_plus(user), html.escape(user), repr(user)[1:-1]]
+    raw = user.encode("utf-8", "surrogatepass")
+    found = [each.encode("utf-8", "surrogatepass") for each in texts]
+    found += [user.encode(codec, "surrogatepass") for codec in ("utf-16-le", "utf-16-be")]
+    found += [raw.hex().encode(), raw.hex().upper().encode()]
+    found += [code(raw).rstrip(b"=") for code in (base64.b64encode, base64.urlsafe_b64encode)]
+    return sorted(set(found), key=lambda each: (-len(each), each))
+
+
+def pattern(user: str) -> re.Pattern[bytes]:
+    """Finds an id that stands for itself, not inside a longer word. Digits and very short ids only behind `user`."""
+    own = b"|".join(re.escape(each) for each in spellings(user))
+    if _COMMON.fullmatch(user):
+        return re.compile(rb"(?P<before>" + _NAMED + rb")(?:" + own + rb")(?![A-Za-z0-9])")
+    return re.compile(rb"(?P<before>(?<![A-Za-z0-9])|(?<=\\n)|(?<=\\t)|(?<=\\r))(?:" + own + rb")(?![A-Za-z0-9])")
+
+
+def scrub(folder: Path, user: str) -> Iterator[tuple[Path, int]]:
+    """Masks an id in every file below a folder. Yields each file that held it, and how many lines or rows did.
+
+    Raises:
+        sqlite3.OperationalError: another process holds a database for long.
+    """
+    wanted = pattern(user)
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if not path.is_file() or path.is_symlink() or path.name.endswith(("-wal", "-shm", "-journal")):
+            continue
+        with path.open("rb") as handle:
+            is_database = handle.read(len(_SQLITE)) == _SQLITE
+        if is_database:
+            if rows := _scrub_database(path, wanted):
+                yield path, rows
+        else:
+            content = path.read_bytes()
+            masked, times = wanted.subn(rb"\g<before>" + MASK.encode(), content)
+            if times:
+                files.write_bytes(path, masked)
+                yield path, times
+
+
+def holds(path: Path, wanted: re.Pattern[bytes]) -> bool:
+    """Whether the bytes of a file, or of a database's log of changes, hold the id."""
+    for each in (path, path.with_name(f"{path.name}-wal")):
+        if each.is_file() and each.stat().st_size:
+            with each.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if wanted.search(content):
+                    return True
+    return False
+
+
+def _scrub_database(path: Path, wanted: re.Pattern[bytes]) -> int:
+    """Returns the rows that were changed, or 1 where only a free page held the id."""
+    if not holds(path, wanted):
+        return 0
+
+    def hit(cell: object) -> bool:
+        return bool(wanted.search(_bytes(cell)))
+
+    def masked(cell: object) -> str | bytes:
+        found = wanted.sub(rb"\g<before>" + MASK.encode(), _bytes(cell))
+        return found.decode("utf-8", "surrogateescape") if isinstance(cell, str) else found
+
+    rows = 0
+    with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.create_function("hit", 1, hit)
+        connection.create_function("masked", 1, masked)
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for column in [row[1] for row in connection.execute(f"PRAGMA table_info({_name(table)})")]:
+                cell = _name(column)
+                rows += connection.execute(
+                    f"UPDATE {_name(table)} SET {cell} = masked({cell}) "
+                    f"WHERE typeof({cell}) IN ('text', 'blob') AND hit({cell})"
+                ).rowcount
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("VACUUM")  # free pages keep what was deleted
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return max(rows, 1)
+
+
+def _bytes(cell: object) -> bytes:
+    return cell.encode("utf-8", "surrogateescape") if isinstance(cell, str) else bytes(cell)  # type: ignore[call-overload]
+
+
+def _name(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'

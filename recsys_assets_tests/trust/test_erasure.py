@@ -1,0 +1,350 @@
+"""A planted user is gone from every byte of the home, and stays gone."""
+
+import base64
+import gzip
+import json
+import os
+import re
+import sqlite3
+import stat
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import dagster as dg
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys_assets.ingest.erased import cut_object
+from recsys_assets.ingest.validate import ERASED, clean
+from recsys_assets.launch import open_instance, run_job
+from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.serving.recommend import Recommender
+from recsys_assets.settings import Settings
+from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.storage.tombstones import Erased, Tombstones, digest_of
+from recsys_assets.trust.assets import no_erased_user
+from recsys_assets.trust.erasure import Receipt, erase, finish, scan, unfinished
+from recsys_assets.trust.replay import replay
+from recsys_assets_tests.graph import DAYS, INGEST, fill, make_home, run
+
+PLANTED = 'Zoë "Quux"/\\pläd 😀-7731'
+FRIEND = "friend"  # whose records name the user and go with theirs
+ERASE_DAYS = DAYS[:4]
+
+
+def event(user: object, day: str, second: int, item: object = 5, **more: object) -> dict[str, Any]:
+    moment = datetime.fromisoformat(f"{day}T12:00:00").replace(tzinfo=UTC)
+    ms = int(moment.timestamp() * 1000) + second * 1000
+    return {"timestamp": ms, "item_id": item, "user_id": user, "action": "VIEW", **more}
+
+
+def plant(pipeline: Pipeline) -> dict[str, int]:
+    """Puts the user's events into the bucket in many a guise. Returns key -> records that are the user's."""
+    planted = {}
+    for day in ERASE_DAYS:
+        others = [event("bystander", day, second, item=7) for second in range(3)]
+        mine = [event(PLANTED, day, second, item=9) for second in range(4)]
+        lines = [json.dumps(each, ensure_ascii=False) for each in (others[0], *mine, mine[0], others[1])]
+        odd = [
+            event(PLANTED, day, 20, action="NEVER HEARD OF"),
+            event([PLANTED], day, 21),
+            event(FRIEND, day, 22, by=PLANTED),
+        ]
+        torn = json.dumps(event(PLANTED, day, 30), ensure_ascii=False)
+        objects = {
+            "array.json": (json.dumps([others[0], *mine, *odd, others[2]]).encode(), 7),
+            "lines.ndjson.gz": (gzip.compress("\n".join(lines).encode()), 5),
+            "wide.json": (json.dumps([*mine, others[1]], ensure_ascii=False).encode("utf-16"), 4),
+            "torn.json": (f"[{json.dumps(others[0])}, {torn[:-1]}, {json.dumps(others[1])}".encode(), 1),
+            "alone.json": (json.dumps(mine[:2]).encode(), 2),
+        }
+        for name, (content, count) in objects.items():
+            key = f"logs/{day.replace('-', '/')}/{name}"
+            pipeline.bucket.put(key, content)
+            planted[key] = count
+    return planted
+
+
+def encodings(user: str) -> list[bytes]:
+    """Independent of the code's own list."""
+    raw = user.encode()
+    texts = [user, json.dumps(user)[1:-1], json.dumps(json.dumps(user)[1:-1])[1:-1], quote(user), quote_plus(user)]
+    shifted = [base64.b64encode(b"?" * pad + raw)[start:-4] for pad, start in enumerate((0, 2, 3))]
+    found = [*(text.encode() for text in texts), *shifted, raw.hex().encode(), raw.hex().upper().encode()]
+    # The parts that no writer changes give it away too, where an encoding was forgotten.
+    return [*found, user.encode("utf-16-le"), user.encode("utf-16-be"), b"Quux", b"-7731", "Quux".encode("utf-16-le")]
+
+
+def views(path: Path) -> Iterator[tuple[str, bytes]]:
+    """A file as it is, and everything that lies compressed in it."""
+    content = path.read_bytes()
+    yield "bytes", content
+    if content.startswith(b"\x1f\x8b"):
+        yield "gzip", gzip.decompress(content)
+    if content.startswith(b"\x28\xb5\x2f\xfd"):
+        yield "zstd", pa.CompressedInputStream(pa.BufferReader(content), "zstd").read()
+    if content.startswith(b"PAR1"):
+        table = pq.read_table(path)
+        for name in table.column_names:
+            yield (
+                name,
+                repr(table[name].to_pylist()).encode()
+                + b"".join(
+                    each.encode() if isinstance(each, str) else each
+                    for each in table[name].to_pylist()
+                    if isinstance(each, str | bytes)
+                ),
+            )
+    if content.startswith(b"SQLite format 3"):
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+            yield "dump", "\n".join(connection.iterdump()).encode("utf-8", "surrogateescape")
+            for (table_name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                for row in connection.execute(f'SELECT * FROM "{table_name}"'):
+                    for cell in row:
+                        if isinstance(cell, bytes):
+                            try:
+                                yield "zlib", zlib.decompress(cell)
+                            except zlib.error:
+                                yield "blob", cell
+    if path.suffix == ".duckdb":
+        with duckdb.connect(path, read_only=True) as connection:
+            for (view,) in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
+                yield view, repr(connection.sql(f'FROM "{view}"').fetchall()).encode()
+
+
+def traces_of(user: str, folder: Path) -> list[str]:
+    wanted = encodings(user)
+    return [
+        f"{path.relative_to(folder)} ({what})"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        for what, content in views(path)
+        if any(each in content for each in wanted)
+    ]
+
+
+@pytest.fixture(scope="module")
+def planted_home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, dict[str, int]]:
+    """A home with the user in it everywhere; its bucket lies beside it."""
+    folder = tmp_path_factory.mktemp("erasure")
+    (folder / "bucket").mkdir()
+    pipeline = make_home(
+        folder / "home",
+        bucket={"url": "file://../bucket"},
+        training={"seed": 8, "validation_days": 2},  # by which the user is drawn into the hold-out
+        holdout={"users_share": 0.4, "min_users": 2},
+        sequence={"max_tokens": 1000},
+    )
+    fill(pipeline, ERASE_DAYS)
+    planted = plant(pipeline)
+    home = pipeline.settings.home
+    with open_instance(pipeline) as instance:
+        run_job("ingest", ERASE_DAYS, pipeline, instance)
+        run_job("train", ERASE_DAYS[-1:], pipeline, instance)
+        instance.report_runless_asset_event(
+            dg.AssetObservation("interactions", partition=DAYS[0], description=f"a person noted {PLANTED} here")
+        )
+    (home / "dagster/storage/some-run").mkdir(parents=True)
+    (home / "dagster/storage/some-run/x.err").write_text(f"KeyError: {PLANTED!r}\nGET /u/{quote(PLANTED)}\n")
+    with sqlite3.connect(home / "dagster/history/gone.db") as connection:
+        connection.execute("PRAGMA secure_delete=OFF")
+        connection.execute("CREATE TABLE t (x TEXT)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(f"{n} {PLANTED}",) for n in range(100)])
+        connection.commit()
+        connection.execute("DELETE FROM t")  # the pages are free, and as they were
+    (home / "store/recommendations/.tmp-999999999-abc").write_text(PLANTED)
+    return pipeline, planted
+
+
+def forget(pipeline: Pipeline, user: str | None, delete_source: bool = False) -> list[Receipt]:
+    with open_instance(pipeline) as instance:
+        receipts = erase(
+            pipeline,
+            user,
+            delete_source,
+            lambda job, days, config: run_job(job, days, pipeline, instance, None, config),
+            lambda _: None,
+        )
+    finish(pipeline, user, receipts, lambda _: None)
+    return receipts
+
+
+def totals(pipeline: Pipeline) -> dict[str, int]:
+    """Records that came in, and events of everybody else that were kept."""
+    found = {"in": 0, "others": 0}
+    for day in ERASE_DAYS:
+        info = pipeline.tables.info("interactions", day) or {}
+        counts = info["counts"]
+        assert counts["records_in"] == counts["kept"] + counts["duplicates"] + sum(counts["rejected"].values())
+        found["in"] += counts["records_in"]
+        frame = pipeline.tables.read("interactions", day).filter(pl.col("reason").is_null())
+        assert len(frame) == counts["kept"]
+        found["others"] += len(frame.filter(~pl.col("user_id").is_in([PLANTED, FRIEND])))
+    return found
+
+
+def test_an_erased_user_is_in_no_byte_and_never_comes_back(
+    planted_home: tuple[Pipeline, dict[str, int]], tmp_path: Path
+) -> None:
+    pipeline, planted = planted_home
+    home = pipeline.settings.home
+    before = traces_of(PLANTED, home)
+    for place in ("raw_events/", "interactions/", "training_set/", "holdout/", "recommendations/2", ".tmp-", "x.err",
+                  "gone.db", "index.db", "warehouse"):  # fmt: skip
+        assert any(place in each for each in before), f"nothing was planted in {place}"
+    counted, list_before = totals(pipeline), pipeline.tables.read("recommendations", ERASE_DAYS[-1])
+    holdout = pl.read_parquet(home / "store/holdout/v1.parquet")
+
+    (receipt,) = forget(pipeline, PLANTED)
+
+    assert traces_of(PLANTED, home) == []
+    assert totals(pipeline) == counted, "records are conserved, and the others' events are all there"
+    said = receipt.content
+    assert said["finished"]
+    assert {each["what"] for each in said["touched"]} == {
+        "raw_events", "interactions", "recommendations", "holdout", "dagster", "warehouse"
+    } - {"warehouse"}  # fmt: skip
+    assert {each["day"] for each in said["touched"] if each["what"] == "raw_events"} == set(ERASE_DAYS)
+    assert {each["key"]: each["records"] for each in said["source"]} == planted
+    assert {each["what"] for each in said["source"]} == {"listed"}
+    assert {each["asset"] for each in said["refit"]} >= {"als_model", "sequence_model", "hybrid_model"}
+    assert not said["left"]
+    rejected = pipeline.tables.info("interactions", DAYS[0])["counts"]["rejected"]  # type: ignore[index]
+    assert rejected[ERASED] == sum(planted.values()) / len(ERASE_DAYS)
+    frozen = pl.read_parquet(home / "store/holdout/v1.parquet")
+    assert frozen.equals(holdout.filter(pl.col("user_id") != PLANTED))
+    # The champion serves on, and everybody else has a list.
+    lists = pipeline.tables.read("recommendations", ERASE_DAYS[-1])
+    assert set(lists["user_id"]) == set(list_before["user_id"]) - {PLANTED, FRIEND}
+    recommender = Recommender.open(pipeline)
+    assert not recommender.knows(PLANTED)
+    assert recommender.recommend("bystander", 5)
+
+    # The old day again, from the bucket that has the records still; and rebuilt from raw_events.
+    pipeline.tables.path("raw_events", DAYS[0]).unlink()
+    pipeline.tables.path("interactions", DAYS[1]).unlink()
+    run(pipeline, INGEST, DAYS[:2])
+    list(replay(pipeline, DAYS[1], "interactions", home / "again", lambda _: None))
+    assert traces_of(PLANTED, home) == []
+    assert totals(pipeline) == counted
+    run(pipeline, ["training_set", "popularity_model", "als_model"], ERASE_DAYS[-1:])
+    assert pipeline.artifacts.need("als_model", ERASE_DAYS[-1]).info["mode"] == "full refit"
+    compared = list(replay(pipeline, ERASE_DAYS[-1], "popularity_model", tmp_path / "again", lambda _: None))
+    assert compared
+    assert all(each.difference is None for each in compared)
+    assert traces_of(PLANTED, home) == traces_of(PLANTED, tmp_path) == []
+    assert list(scan(pipeline)) == []
+
+    # The bucket, only when asked.
+    assert traces_of(PLANTED, home.parent / "bucket")
+    (receipt,) = forget(pipeline, PLANTED, delete_source=True)
+    assert {each["what"] for each in receipt.content["source"]} == {"rewritten", "deleted"}
+    assert traces_of(PLANTED, home.parent) == []
+    run(pipeline, INGEST, ERASE_DAYS)
+    assert totals(pipeline)["others"] == counted["others"]
+
+
+def test_a_check_finds_who_came_back(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path / "home")
+    fill(pipeline, DAYS[:1])
+    plant(pipeline)
+    run(pipeline, INGEST, DAYS[:1])
+    pipeline.tombstones.add(PLANTED)  # and the erasure was killed
+    assert {trace.what for trace in scan(pipeline)} == {"raw_events", "interactions"}
+    result = no_erased_user(pipeline)
+    assert isinstance(result, dg.AssetCheckResult)
+    assert not result.passed
+    assert "run `recsys erase`" in (result.description or "")
+    pipeline.tables.path("interactions", DAYS[0]).unlink()
+    run(pipeline, ["interactions"], DAYS[:1])  # from raw_events that hold the user still
+    assert {trace.what for trace in scan(pipeline)} == {"raw_events"}
+    forget(pipeline, None)
+    assert list(scan(pipeline)) == []
+    assert len(unfinished(pipeline)) == 1, "the logs take the id"
+    forget(pipeline, PLANTED)
+    assert traces_of(PLANTED, tmp_path / "home/store") == traces_of(PLANTED, tmp_path / "home/dagster") == []
+    assert unfinished(pipeline) == []
+    result = no_erased_user(pipeline)
+    assert isinstance(result, dg.AssetCheckResult)
+    assert result.passed
+
+
+def test_digits_take_nobody_else_along(tmp_path: Path) -> None:
+    tombstones = Tombstones(tmp_path)
+    tombstones.add("31")
+    records = [event(31, DAYS[0], 1), event(31.0, DAYS[0], 2), event(" 31 ", DAYS[0], 3), event(310, DAYS[0], 4)]
+    records += [event("x", DAYS[0], 5, item=31), event("y", DAYS[0], 6, item="31", price=31)]
+    content, cut = cut_object(json.dumps(records).encode(), True, tombstones.read())
+    assert cut == 3
+    assert [each.get("user_id") for each in json.loads(content)] == [None, None, None, 310, "x", "y"]
+    assert stat.S_IMODE(os.stat(tmp_path / "erasure/key").st_mode) == 0o600
+    assert "31" not in re.findall(r"\d+", (tmp_path / "erasure/tombstones.json").read_text().split('"since"')[0])
+    (tmp_path / "erasure/key").unlink()
+    with pytest.raises(ArtifactError, match="is gone"):
+        tombstones.read()
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect(config={"threads": 1}) as opened:
+        yield opened
+
+
+USERS = st.sampled_from(["alice", "bob", 'é"\\', "12", 12, 12.0, "alice2", None])
+PIECES = st.lists(
+    st.one_of(
+        USERS.map(lambda user: json.dumps(event(user, DAYS[0], 1))),
+        USERS.map(lambda user: json.dumps(event(user, DAYS[0], 1), ensure_ascii=False)[:-1]),
+        USERS.map(lambda user: json.dumps({"note": {"user_id": user}})),
+        st.sampled_from(["5", "null", '"alice"', "[1, 2]", "{", "]", '"', "garbage", '{"a": "b', ""]),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    pieces=PIECES,
+    frame=st.sampled_from(["[%s]", "%s", "[%s"]),
+    between=st.sampled_from([",", "\n", ", \n"]),
+    is_sound=st.booleans(),
+)
+def test_any_text_is_cut_clean_and_loses_no_event_of_others(
+    connection: duckdb.DuckDBPyConnection, pieces: list[str], frame: str, between: str, is_sound: bool
+) -> None:
+    erased = Erased(b"key", [digest_of(b"key", user) for user in ("alice", 'é"\\', "12")])
+    text = (frame % between.join(pieces)).encode().lstrip()
+
+    def cleaned(content: bytes) -> Any:
+        why = (None, None) if is_sound else ("malformed_json", "cut off")
+        row = {"key": "k", "etag": "e", "size": 1, "last_modified": datetime(2025, 11, 1), "content": content}
+        raw = pl.DataFrame([row | dict(zip(("reason", "detail"), why, strict=True))]).to_arrow()
+        schema = {"content": pa.large_binary(), "reason": pa.string(), "detail": pa.string(), "key": pa.string()}
+        for name, kind in schema.items():
+            raw = raw.set_column(raw.column_names.index(name), name, raw[name].cast(kind))
+        return clean(connection, raw, DAYS[0], Settings(home=Path()))
+
+    made, cut = cut_object(text, is_sound, erased)
+    assert cut_object(made, is_sound, erased) == (made, 0), "once is enough"
+    before, after = cleaned(text), cleaned(made)
+    assert after.records_in == before.records_in
+    users = before.interactions["user_id"]
+    assert after.interactions.equals(before.interactions.filter(~users.is_in(["alice", 'é"\\', "12"])))
+    assert bool(cut) or made == text
+
+
+def test_nobody_to_erase(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    with pytest.raises(InputError, match="give --user"):
+        erase(pipeline, None, False, lambda *_: None, lambda _: None)
+    with pytest.raises(InputError, match="empty"):
+        erase(pipeline, " ", False, lambda *_: None, lambda _: None)
