@@ -176,7 +176,7 @@ def test_unchanged_inputs_write_nothing_and_a_new_budget_the_audience_only(
 
 
 def test_what_is_learned_is_not_moved_by_what_came_after(found: tuple[Pipeline, Ran], tmp_path: Path) -> None:
-    """The features of a period are those of the day it ended on, whatever arrives later."""
+    """The features of a period are those of the day it ended on, whatever arrives later, or once more."""
     pipeline = copy_home(found[0], tmp_path / "home")
     ended = shift(LAST, -3)
     before = build.make_features(pipeline, ended)[0]
@@ -185,11 +185,14 @@ def test_what_is_learned_is_not_moved_by_what_came_after(found: tuple[Pipeline, 
     )
     record = {"timestamp": late["ms"][0], "user_id": "u00001", "item_id": "late", "action": "VIEW"}
     pipeline.bucket.put(object_key(date.fromisoformat(LAST), "late"), json.dumps([record]).encode())
+    again = pipeline.settings.home / "bucket" / object_key(date.fromisoformat(ended), "array")
+    pipeline.bucket.put(object_key(date.fromisoformat(LAST), "again"), again.read_bytes())
     run(pipeline, INGEST, [LAST])
     assert build.make_features(pipeline, ended) == (before, False)
     versions, _ = build.days_between(pipeline, FIRST, LAST)
     events = read_events(pipeline, versions)
     assert len(events.filter(pl.col("item_id") == "late")) == 1
+    assert not events.select("user_id", "item_id", "ms", "taken").is_duplicated().any(), "what came again counts once"
     assert build._window(pipeline, events, ended).equals(pipeline.tables.read("user_features", ended))
 
 

@@ -116,6 +116,12 @@ def test_labels_are_those_of_the_reference(rows: list[Event]) -> None:
     ]
 
 
+def test_the_offer_counts_from_the_first_moment_after_the_window_to_the_last_of_the_label_days() -> None:
+    moments = [START - 1, START, END - 1, END]
+    rows: list[Event] = [(user, "x", ms, None, True) for user, ms in zip("abcd", moments, strict=True)]
+    assert labels(pl.Series(list("abcd")), frame(rows), START, END).to_list() == [False, True, True, False]
+
+
 @pytest.mark.parametrize(
     ("offer", "expected"),
     [
