@@ -95,9 +95,9 @@ def propensity_model(context: dg.AssetExecutionContext, pipeline: dg.ResourcePar
             versions[day] = artifact.version
             left_out = "mobile" not in info["features"]
             metadata: dict[str, Any] = {
-                **reporting.prefixed("metric", {name: info["metrics"][name]["model"]["mean"] for name in METRICS}),
+                **reporting.prefixed("metric", {name: each["model"]["mean"] for name, each in info["metrics"].items()}),
                 "measured": reporting.table(_compared(info["metrics"])),
-                "lift at": f"the first {info['budget']} users",
+                "lift at": f"the first {info['budget']} users" if info["budget"] else "nobody reached the threshold",
                 "share that took the offer": reporting.number(info["base_rate"]),
                 "Brier score": reporting.number(info["brier"]),
                 "Brier score of the base rate": reporting.number(info["brier_of_the_base_rate"]),
@@ -139,6 +139,7 @@ def _compared(metrics: dict[str, Any]) -> list[dict[str, str]]:
             "difference": shown(metrics[name]["difference"], "+"),
         }
         for name in METRICS
+        if name in metrics
     ]
 
 

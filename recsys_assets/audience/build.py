@@ -171,15 +171,16 @@ def _measured(model: Propensity, frame: pl.DataFrame, taken: np.ndarray, pipelin
     found = compare(
         Ranking(margin, taken),
         Ranking(frame["events"].to_numpy().astype(np.float64), taken),
-        chosen,
+        max(chosen, 1),
         pipeline.settings.evaluation.bootstrap_samples,
         pipeline.settings.training.seed,
     )
+    wanted = [metric for metric in METRICS if chosen or metric != "lift"]  # nobody reaches the threshold: no lift
     return {
         "features": list(model.names),
         "coefficients": model.coefficients.tolist(),
         "budget": chosen,
-        "metrics": {metric: {side: asdict(each) for side, each in found[metric].items()} for metric in METRICS},
+        "metrics": {metric: {side: asdict(each) for side, each in found[metric].items()} for metric in wanted},
         "base_rate": float(taken.mean()),
         "brier": brier(probability, taken),
         "brier_of_the_base_rate": brier(np.full(len(taken), taken.mean()), taken),

@@ -173,6 +173,13 @@ def test_unchanged_inputs_write_nothing_and_a_new_budget_the_audience_only(
     every = strict.tables.read("user_features", LAST)
     assert len(rows) == int((chances.probability(chances.margin(every)) >= 0.3).sum()) > 0
     assert rows["probability"].min() >= 0.3
+    nobody = changed(pipeline, audience={**OFFER, "threshold": 1.0})
+    ran = materialize(nobody, [LAST])
+    assert ran.metadata("audience", LAST)["dagster/partition_row_count"] == 0
+    page = ran.metadata("propensity_model", LAST)
+    assert page["lift at"] == "nobody reached the threshold"
+    assert {name for name in page if name.startswith("metric/")} == {"metric/auc", "metric/average_precision"}
+    assert nobody.tables.path("audience", LAST).with_suffix(".libsvm").read_bytes() == b""
 
 
 def test_what_is_learned_is_not_moved_by_what_came_after(found: tuple[Pipeline, Ran], tmp_path: Path) -> None:
