@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -18,6 +19,7 @@ from recsys_assets.audience.propensity import Propensity
 from recsys_assets.days import shift
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.sources import object_key
+from recsys_assets.trust.erasure import erase
 from recsys_assets_tests.audience.behaviour import FIRST, crowd
 from recsys_assets_tests.graph import INGEST, Ran, changed, contents, copy_home, make_home, run
 
@@ -201,6 +203,21 @@ def test_what_is_learned_is_not_moved_by_what_came_after(found: tuple[Pipeline, 
     assert len(events.filter(pl.col("item_id") == "late")) == 1
     assert not events.select("user_id", "item_id", "ms", "taken").is_duplicated().any(), "what came again counts once"
     assert build._window(pipeline, events, ended).equals(pipeline.tables.read("user_features", ended))
+
+
+def test_an_erased_user_is_in_no_export(found: tuple[Pipeline, Ran], tmp_path: Path) -> None:
+    pipeline = copy_home(found[0], tmp_path / "home")
+    path = pipeline.tables.path("audience", LAST)
+    user, *others = pipeline.tables.read("audience", LAST)["user_id"]
+
+    for table in ("raw_events", "interactions"):  # what becomes of these is looked at where they are made
+        shutil.rmtree(pipeline.settings.store / table)
+    erase(pipeline, user, False, lambda *_: None, lambda _: None)
+    assert not [each.name for each in path.parent.iterdir() if each != path], "CSV and LibSVM"
+    assert pipeline.tables.read("audience", LAST)["user_id"].to_list() == others
+    assert build.make_audience(pipeline, LAST)[1]
+    assert user not in path.with_suffix(".csv").read_text()
+    assert len(path.with_suffix(".libsvm").read_text().splitlines()) == 60
 
 
 def test_several_days_in_one_run_and_days_that_are_missing(ingested: Pipeline, tmp_path: Path) -> None:
