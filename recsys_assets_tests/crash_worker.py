@@ -1,4 +1,5 @@
-"""Runs for `test_crash`: told a number and N, it forks a process that materializes in a loop until it is killed.
+"""Runs for `test_crash` and `benchmarks.crash`: told a stage, a number and N, it forks a process that works in a loop
+until it is killed.
 
 It says that process's id, WRITING when that is about to write to the disk for the Nth time, and how it ended. Forking
 from here spares each round the seconds it takes to import Dagster; nothing that starts threads has run yet.
@@ -15,7 +16,8 @@ from pathlib import Path
 from recsys_assets.definitions import defs  # noqa: F401  # before the fork
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage import files
-from recsys_assets_tests.graph import DAYS, INGEST, SHOP, fill, run
+from recsys_assets.trust.erasure import erase
+from recsys_assets_tests.graph import DAYS, INGEST, SHOP, TRAIN, fill, run
 
 WRITING = "writing"
 CRASH_DAYS = DAYS[:3]
@@ -23,15 +25,48 @@ SEEDS = 3  # of the shops whose logs take turns
 ASSETS = [*INGEST, "training_set", "popularity_model", "transition_model"]
 
 
-def work(home: Path, number: int, writes: int) -> None:
-    """Endlessly: other logs, and everything made of them."""
+def work(home: Path, stage: str, number: int, writes: int) -> None:
+    """Endlessly: other logs, what the stage needs of them, and the stage, whose writes to the disk are counted."""
     os.dup2(os.open(home / f"round-{number}.log", os.O_WRONLY | os.O_CREAT), 2)
     pipeline = Pipeline.open(home)
+    prepare, act = STAGES[stage]
     for seed in itertools.count(number):
         fill(pipeline, CRASH_DAYS, replace(SHOP, seed=seed % SEEDS))
+        if prepare:
+            run(pipeline, prepare, CRASH_DAYS)
         if seed == number:
-            files.fsync = _slow_disk(writes)
-        run(pipeline, ASSETS, CRASH_DAYS)
+            files.fsync = _slow_disk(writes)  # type: ignore[assignment]
+        act(pipeline)
+
+
+def erase_someone(pipeline: Pipeline) -> None:
+    """Erases the first day's busiest user."""
+    erase_user(pipeline, busiest(pipeline))
+
+
+def busiest(pipeline: Pipeline) -> str:
+    users = pipeline.tables.read("interactions", CRASH_DAYS[0], ["user_id"])["user_id"].drop_nulls()
+    return str(users.value_counts().sort(["count", "user_id"], descending=True)["user_id"][0])
+
+
+def erase_user(pipeline: Pipeline, user: str | None) -> None:
+    jobs = {"readmit": ["interactions"], "relist": ["training_set", "recommendations", "similar_items"]}
+    erase(
+        pipeline,
+        user,
+        False,
+        lambda job, days, config: run(pipeline, jobs[job], days, config=config),
+        lambda _: None,
+    )
+
+
+# stage -> what must be made before it, and what is then done until the kill
+STAGES: dict[str, tuple[list[str], Callable[[Pipeline], object]]] = {
+    "ingest": ([], lambda pipeline: run(pipeline, ASSETS, CRASH_DAYS)),
+    "training": (INGEST, lambda pipeline: run(pipeline, TRAIN[:-4], CRASH_DAYS[-1:])),
+    "promotion": (INGEST, lambda pipeline: run(pipeline, TRAIN, CRASH_DAYS[-1:])),
+    "erasure": (INGEST, erase_someone),
+}
 
 
 def _slow_disk(writes: int, fsync: Callable[[Path], None] = files.fsync) -> Callable[[Path], None]:
@@ -58,7 +93,8 @@ def main() -> None:
         pid = os.fork()
         if not pid:
             try:
-                work(home, *map(int, line.split()))
+                stage, number, writes = line.split()
+                work(home, stage, int(number), int(writes))
             finally:
                 os._exit(1)
         _say(pid)

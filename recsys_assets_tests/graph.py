@@ -113,7 +113,7 @@ class Ran:
                 data = event.step_failure_data
                 if data.user_failure_data is not None and data.user_failure_data.description:
                     return str(data.user_failure_data.description)
-                raise AssertionError(f"a failure nobody explained: {data.error.to_string()}")
+                raise AssertionError(f"a failure nobody explained: {data.error and data.error.to_string()}")
         raise AssertionError("no step failed")
 
 
@@ -134,7 +134,7 @@ def run(
 
     def execute(on: dg.DagsterInstance) -> Ran:
         result = dg.materialize(
-            [*(defs.assets or []), *(defs.asset_checks or [])],
+            [*(defs.assets or []), *(defs.asset_checks or [])],  # type: ignore[list-item]
             selection=dg.AssetSelection.assets(*names),
             resources={"pipeline": pipeline},
             run_config=config or {},

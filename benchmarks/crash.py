@@ -1,0 +1,149 @@
+"""What SIGKILL at random moments of ingest, training, promotion and erasure destroys: `python -m benchmarks.crash`.
+
+Each round kills a process in the middle of a chosen write (a slow disk is played, so that most kills find something
+half written), looks at what stands, and lets the next run go on by itself.
+
+* crash.rounds: rounds that came to their end.
+* crash.lost, crash.doubled: events that are missing or stand twice, against the same logs ingested without a kill.
+* crash.torn: rounds after which a manifest or a table was not what was published, the champion did not load, an erased
+  user was back, the next run failed, or a temporary file was left.
+"""
+
+import argparse
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from benchmarks.lines import emit, progress
+from recsys_assets.pipeline import Pipeline
+from recsys_assets.training.blend import load_hybrid
+from recsys_assets.trust.erasure import scan
+from recsys_assets_tests.crash import Victims, assert_whole
+from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS, STAGES, erase_user
+from recsys_assets_tests.graph import INGEST, SHOP, TRAIN, fill, make_home, run
+
+KEY = ["user_id", "item_id", "action", "timestamp"]
+WRITES = {"ingest": 100, "training": 70, "promotion": 100, "erasure": 40}  # about so many of one pass of each stage
+
+World = dict[str, pl.DataFrame]
+
+
+def kept(pipeline: Pipeline) -> World:
+    """Day -> the events that stand in the interactions."""
+    return {
+        day: pipeline.tables.read("interactions", day).filter(pl.col("reason").is_null()).select(KEY)
+        for day in pipeline.tables.days("interactions")
+    }
+
+
+def difference(found: World, worlds: list[World]) -> tuple[int, int]:
+    """Events lost and doubled, of each day against the world it is nearest to."""
+    lost = doubled = 0
+    for day in CRASH_DAYS:
+        frame = found.get(day, pl.DataFrame(schema=worlds[0][day].schema))
+        doubled += len(frame) - frame.unique().height
+        lost += min(
+            world[day].join(frame, on=KEY, how="anti").height + frame.join(world[day], on=KEY, how="anti").height
+            for world in worlds
+        )
+    return lost, doubled
+
+
+def erased_from(world: World, users: set[str]) -> World:
+    return {day: frame.filter(~pl.col("user_id").is_in(list(users))) for day, frame in world.items()}
+
+
+def unsound(pipeline: Pipeline) -> str | None:
+    """What of the home is not as it was published, if anything."""
+    try:
+        assert_whole(pipeline)
+        champion = pipeline.champion.read()
+        artifact = pipeline.artifacts.at("hybrid_model", champion["day"], champion["version"]) if champion else None
+        if artifact is None:
+            return "the champion is gone"
+        artifact.verify()
+        load_hybrid(artifact)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def recover(pipeline: Pipeline, stage: str, world: World) -> tuple[int, int, str | None]:
+    """The next run, by itself. Returns events lost and doubled after it, and what is torn."""
+    try:
+        if pipeline.tombstones.read():
+            erase_user(pipeline, None)
+            if back := list(scan(pipeline)):
+                return 0, 0, f"erased users are there still: {back}"
+            shutil.rmtree(pipeline.tombstones.folder)  # they may come back for the next round
+            for day in CRASH_DAYS:
+                pipeline.tables.path("raw_events", day).unlink(missing_ok=True)
+        if stage == "ingest":
+            run(pipeline, ASSETS, CRASH_DAYS)
+        else:
+            run(pipeline, INGEST, CRASH_DAYS)
+            run(pipeline, TRAIN, CRASH_DAYS[-1:])
+    except Exception as error:
+        return 0, 0, f"the next run failed: {type(error).__name__}: {error}"
+    left = list(pipeline.settings.store.rglob(".tmp-*"))
+    torn = unsound(pipeline) or (f"{left} left behind" if left else None)
+    return *difference(kept(pipeline), [world]), torn
+
+
+def measure(folder: Path, rounds: int, seed: int) -> tuple[Counter[str], list[str]]:
+    worlds = []
+    for number in range(SEEDS):
+        other = make_home(folder / f"world-{number}")
+        fill(other, CRASH_DAYS, replace(SHOP, seed=number))
+        run(other, INGEST, CRASH_DAYS)
+        worlds.append(kept(other))
+    everybody = {user for world in worlds for frame in world.values() for user in frame["user_id"]}
+    home = folder / "home"
+    pipeline = make_home(home, holdout={"users_share": 0.2, "min_users": 2}, sequence={"max_tokens": 1000})
+    moments, totals, torn = random.Random(seed), Counter[str](), []
+    with Victims(home) as victims:
+        fill(pipeline, CRASH_DAYS, replace(SHOP, seed=0))
+        run(pipeline, INGEST, CRASH_DAYS)
+        run(pipeline, TRAIN, CRASH_DAYS[-1:])
+        for number in range(rounds):
+            stage = list(STAGES)[number % len(STAGES)]
+            victims.kill(stage, number, moments.randint(1, WRITES[stage]), moments.uniform(0.0, 0.02))
+            totals["half-written"] += bool(list(pipeline.settings.store.rglob(".tmp-*")))
+            gone = {user for user in everybody if user in pipeline.tombstones.read()}
+            lost, doubled = difference(kept(pipeline), [*worlds, *(erased_from(world, gone) for world in worlds)])
+            problem = unsound(pipeline)
+            world = number % SEEDS
+            fill(pipeline, CRASH_DAYS, replace(SHOP, seed=world))
+            again_lost, again_doubled, again_torn = recover(pipeline, stage, worlds[world])
+            totals.update(rounds=1, lost=lost + again_lost, doubled=doubled + again_doubled)
+            if problem := problem or again_torn:
+                torn.append(f"round {number} ({stage}): {problem}")
+                progress(torn[-1])
+            progress(f"round {number + 1} of {rounds}, {stage}: {dict(totals)}, {len(torn)} torn")
+    return totals, torn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=2025)
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="crash-") as folder:
+        totals, torn = measure(Path(folder), arguments.rounds, arguments.seed)
+    seconds = time.monotonic() - started
+    more = {"seed": arguments.seed, "half_written": totals["half-written"]}
+    emit("crash.rounds", [totals["rounds"]], "rounds", seconds, **more)
+    emit("crash.lost", [totals["lost"]], "events", seconds)
+    emit("crash.doubled", [totals["doubled"]], "events", seconds)
+    emit("crash.torn", [len(torn)], "rounds", seconds, what=torn[:20])
+
+
+if __name__ == "__main__":
+    main()
