@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +97,10 @@ def recover(pipeline: Pipeline, stage: str, world: World) -> tuple[int, int, str
     return *difference(kept(pipeline), [world]), torn
 
 
-def measure(folder: Path, rounds: int, seed: int) -> tuple[Counter[str], list[str]]:
+def measure(
+    folder: Path, rounds: int, seed: int, stages: Sequence[str] = tuple(STAGES)
+) -> tuple[Counter[str], list[str]]:
+    """Kills so many times, at the stages in turn. Returns counts by name, and a line for each round that tore."""
     worlds = []
     for number in range(SEEDS):
         other = make_home(folder / f"world-{number}")
@@ -112,10 +116,11 @@ def measure(folder: Path, rounds: int, seed: int) -> tuple[Counter[str], list[st
         run(pipeline, INGEST, CRASH_DAYS)
         run(pipeline, TRAIN, CRASH_DAYS[-1:])
         for number in range(rounds):
-            stage = list(STAGES)[number % len(STAGES)]
+            stage = stages[number % len(stages)]
             victims.kill(stage, number, moments.randint(1, WRITES[stage]), moments.uniform(0.0, 0.02))
             totals["half-written"] += bool(list(pipeline.settings.store.rglob(".tmp-*")))
             gone = {user for user in everybody if user in pipeline.tombstones.read()}
+            totals["erasing"] += bool(gone)
             lost, doubled = difference(kept(pipeline), [*worlds, *(erased_from(world, gone) for world in worlds)])
             problem = unsound(pipeline)
             world = number % SEEDS

@@ -423,11 +423,14 @@ def erase(user: str | None, delete_source: bool) -> None:
         )
     erasure.finish(pipeline, user, receipts, say)
     for receipt in receipts:
-        if not receipt.content["finished"]:
+        if not receipt.content["logs_searched"]:
             say("Dagster's logs were not searched: that takes the id (recsys erase --user)")
         if listed := [each for each in receipt.content["source"] if each["what"] == "listed"]:
             say(f"{len(listed)} objects of the bucket hold the user's records still (--delete-source takes them out)")
         say(f"receipt: {receipt.path}")
+    if refused := [each for receipt in receipts for each in receipt.content["source"] if "refused" in each["what"]]:
+        lines = "\n".join(f"{each['key']}: {each['what']}" for each in refused)
+        raise click.ClickException(f"{len(refused)} objects of the bucket were not changed:\n{lines}")
 
 
 @main.command("redraw-holdout")

@@ -8,9 +8,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from benchmarks.crash import difference, kept, measure, unsound
 from recsys_assets.storage.artifacts import ArtifactError
 from recsys_assets_tests.crash import Victims, assert_whole, digests
-from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS
+from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS, STAGES
 from recsys_assets_tests.graph import INGEST, SHOP, fill, make_home, run
 
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "10"))
@@ -66,3 +67,26 @@ def test_the_check_itself_sees_damage(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=r"events\.parquet is missing or not what was published"):
         assert_whole(pipeline)
+
+
+@pytest.mark.slow
+def test_a_killed_erasure_goes_on_and_what_was_not_begun_is_whole(tmp_path: Path) -> None:
+    """With CRASH_ROUNDS, that many kills of every stage: what `python -m benchmarks.crash` measures."""
+    stages, rounds = (list(STAGES), ROUNDS) if "CRASH_ROUNDS" in os.environ else (["erasure"], 1)
+    totals, torn = measure(tmp_path, rounds, seed=7, stages=stages)
+    assert torn == []
+    assert totals["rounds"] == rounds
+    assert totals["erasing"] or "erasure" not in stages[:rounds], "the kill met no erasure"
+    assert totals["lost"] == totals["doubled"] == 0
+
+
+def test_the_benchmark_sees_what_is_lost_and_doubled(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    fill(pipeline, CRASH_DAYS)
+    run(pipeline, INGEST, CRASH_DAYS)
+    world = kept(pipeline)
+    assert difference(world, [world]) == (0, 0)
+    first, *others = CRASH_DAYS
+    damaged = {first: world[first].head(-2).vstack(world[first].head(3)), **{day: world[day] for day in others}}
+    assert difference(damaged, [world]) == (2, 3)
+    assert unsound(pipeline) == "the champion is gone"

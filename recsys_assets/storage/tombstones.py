@@ -152,6 +152,7 @@ class Tombstones:
 
     def add(self, user: str) -> str:
         """Records an erased user, unless that was done before. Returns the hash."""
+        user = user.strip(_SPACE)  # as cleaning does
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.lock():
             entries = self._entries()

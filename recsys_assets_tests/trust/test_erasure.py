@@ -311,7 +311,7 @@ PIECES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     pieces=PIECES,
     frame=st.sampled_from(["[%s]", "%s", "[%s"]),
