@@ -265,6 +265,11 @@ def _erase_one(
             _strip_holdout(pipeline, trace.which, erased)
         else:
             _strip_table(pipeline, trace.what, trace.which, erased)
+    if any(trace.what == "user_features" for trace in traces):  # made anew from its changed inputs when next asked for
+        for day in pipeline.artifacts.days("propensity_model"):
+            for version in pipeline.artifacts.versions("propensity_model", day):
+                made = Made("propensity_model", day, version)
+                receipt.note("refit", made._asdict() | {"in_charge_until_then": True})
     raw, cleaned = set(pipeline.tables.days("raw_events")), set(pipeline.tables.days("interactions"))
     for day in sorted(changed & cleaned - raw):
         say(f"interactions     {day}: deleted, since there are no raw_events to make it from")
@@ -308,6 +313,9 @@ def _cut_raw(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable
 
 def _strip_table(pipeline: Pipeline, table: str, day: str, erased: Erased) -> None:
     frame, info = pipeline.tables.read(table, day), pipeline.tables.info(table, day) or {}
+    for export in pipeline.tables.path(table, day).parent.glob(f"{day}.*"):  # the same rows in other formats
+        if export.suffix != ".parquet":
+            export.unlink()
     kept = frame.filter(~_rows_of(frame, table, erased))
     info |= {"rows": len(kept)} if "rows" in info else {}
     if "users" in info and "user_id" in kept.columns:

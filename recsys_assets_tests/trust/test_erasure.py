@@ -278,6 +278,25 @@ def test_a_check_finds_who_came_back(tmp_path: Path) -> None:
     assert result.passed
 
 
+def test_every_table_of_users_and_its_exports(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    rows = pl.DataFrame({"user_id": ["31", "32"], "item_id": ["31", "31"]})
+    for table in ("audience", "user_features"):
+        pipeline.tables.publish_frame(table, DAYS[0], rows, {"rows": 2, "users": 2})
+    pipeline.tables.publish_frame("users", DAYS[0], rows.rename({"user_id": "name"}).drop("item_id"), {"rows": 2})
+    export = pipeline.settings.store / f"audience/{DAYS[0]}.csv"
+    rows.write_csv(export)
+    with pipeline.artifacts.publish("propensity_model", DAYS[0], "v", {}):
+        pass
+    (receipt,) = erase(pipeline, " 31 ", False, lambda *_: None, lambda _: None)
+    assert pipeline.tables.read("audience", DAYS[0]).rows() == [("32", "31")]
+    assert pipeline.tables.info("audience", DAYS[0]) == {"rows": 1, "users": 1}
+    assert pipeline.tables.read("users", DAYS[0]).rows() == [("32",)]
+    assert not export.exists()
+    assert [each["asset"] for each in receipt.content["refit"]] == ["propensity_model"]
+    assert {each["what"] for each in receipt.content["touched"]} == {"audience", "user_features", "users"}
+
+
 def test_digits_take_nobody_else_along(tmp_path: Path) -> None:
     tombstones = Tombstones(tmp_path)
     tombstones.add("31")
