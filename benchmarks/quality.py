@@ -315,7 +315,11 @@ def main() -> None:
             events = sets.read_journey() if arguments.set == sets.COMPLETE_JOURNEY else sets.read_table(arguments.data)
         except (FileNotFoundError, ValueError) as error:
             sys.exit(f"{error}. Nothing was measured.")
-        run_next_days(arguments.set, sets.Shop(Path(folder), events, make_settings()), arguments)
+        run_next_days(
+            arguments.set,
+            sets.Shop(Path(folder), events, make_settings(**sets.TUNED.get(arguments.set, {}))),
+            arguments,
+        )
 
 
 if __name__ == "__main__":
