@@ -1,5 +1,13 @@
+"""What all tests share. `make test` plays the same generated examples every time; NEW_EXAMPLES=1 draws others."""
+
 import os
 from pathlib import Path
+
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True)
+if "NEW_EXAMPLES" not in os.environ:
+    settings.load_profile("same")
 
 # The calendar is read when the definitions are imported, so this stands before any import of them.
 for _name in [name for name in os.environ if name.startswith("RECSYS_")]:

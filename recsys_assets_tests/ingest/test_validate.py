@@ -429,7 +429,10 @@ def files(draw: st.DrawFn) -> tuple[bytes, list[str | None]]:
     """A file and the texts of its records; None is what a cut leaves: one rejection."""
     texts: list[str | None] = list(draw(st.lists(record_texts(), max_size=6)))
     form = draw(st.sampled_from(["array", "array", "lines", "cut", "gzip"]))
-    if form == "lines" and not any(text and text.startswith("{") and text.endswith("}") for text in texts):
+    if form == "lines" and (
+        not any(text and text.startswith("{") and text.endswith("}") for text in texts)
+        or any(text and text.startswith("[") for text in texts)  # a line that is an array holds its elements' records
+    ):
         form = "array"
     body = ("\n" if form == "lines" else ",").join(text for text in texts if text is not None)
     if form == "lines":
