@@ -34,7 +34,7 @@ import polars as pl
 
 from benchmarks import end_to_end, old_script
 from benchmarks.lines import emit, progress
-from benchmarks.year import _recsys
+from benchmarks.year import recsys
 from recsys_assets.ingest.decode import raw_table
 from recsys_assets.ingest.validate import CleanResult, clean
 from recsys_assets.settings import Settings
@@ -116,7 +116,7 @@ def large(folder: Path, count: int) -> None:
     started = time.monotonic()
     write_files(folder / "bucket" / "logs" / "2025" / "12" / "01", count, users=count * PER_FILE // 10)
     (folder / "settings.yaml").write_text(f'bucket: {{url: "file://bucket"}}\ncalendar: {{first_day: {DAY}}}\n')
-    took, peak = _recsys(folder, "run", "ingest", "--day", DAY)
+    took, peak = recsys(folder, "run", "ingest", "--day", DAY)
     (partition,) = (folder / "store" / "interactions").glob("*.parquet")
     rows = pl.scan_parquet(partition).select(pl.len()).collect().item()
     facts = {"records": count * PER_FILE, "rows": rows, "seconds_of_the_run": round(took, 1)}

@@ -46,12 +46,12 @@ def main() -> None:
         for run in range(arguments.runs):
             home = Path(folder) / f"home-{run}"
             _new_home(home, endpoint)
-            took, peak = _recsys(home, "run", "ingest", "--from", "2017-01-01", "--to", "2018-01-01")
+            took, peak = recsys(home, "run", "ingest", "--from", "2017-01-01", "--to", "2018-01-01")
             progress(f"ingest {run + 1} of {arguments.runs}: {took:.1f} s, {peak:.0f} MB")
             seconds.append(took)
             peaks.append(peak)
             before = _files(home)
-            again.append(_recsys(home, "run", "ingest", "--from", "2017-01-01", "--to", "2018-01-01")[0])
+            again.append(recsys(home, "run", "ingest", "--from", "2017-01-01", "--to", "2018-01-01")[0])
             progress(f"unchanged: {again[-1]:.1f} s")
             if _files(home) != before:
                 raise RuntimeError("a run in which nothing changed wrote files")
@@ -69,7 +69,7 @@ def main() -> None:
         )
         _measure_one_more_day(Path(folder), endpoint)
         if not arguments.no_train:
-            took, peak = _recsys(home, "run", "train", "--day", NEWEST)
+            took, peak = recsys(home, "run", "train", "--day", NEWEST)
             emit("year.train_seconds", [took], "s", time.monotonic() - started, peak, day=NEWEST, **facts)
 
 
@@ -78,7 +78,7 @@ def _measure_one_more_day(folder: Path, endpoint: str) -> None:
     homes = {"2017-01-01": folder / "long", "2017-11-27": folder / "short"}
     for first, home in homes.items():
         _new_home(home, endpoint)
-        _recsys(home, "run", "ingest", "--from", first, "--to", "2017-12-26")
+        recsys(home, "run", "ingest", "--from", first, "--to", "2017-12-26")
     seconds = []
     for number, day in enumerate(MORE_DAYS):
         order = list(homes.values())[:: 1 if number % 2 else -1]
@@ -137,7 +137,7 @@ def _new_home(home: Path, endpoint: str) -> None:
     (home / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
 
-def _recsys(home: Path, *arguments: str) -> tuple[float, float]:
+def recsys(home: Path, *arguments: str) -> tuple[float, float]:
     """Seconds and peak resident memory (MB) of one `recsys` command.
 
     A child's peak is read through a small process of its own, because RUSAGE_CHILDREN is the largest of all children.

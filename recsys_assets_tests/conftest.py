@@ -16,11 +16,12 @@ os.environ["RECSYS_HOME"] = str(Path(__file__).parent / "home")
 
 from recsys_assets_tests.graph import ingest_run, ingested_home, instance, train_run, trained_home  # noqa: E402
 from recsys_assets_tests.s3_server import any_bucket, aws_environment, s3_bucket, s3_endpoint  # noqa: E402
-from recsys_assets_tests.sql_servers import any_database, mariadb, postgresql  # noqa: E402
+from recsys_assets_tests.sql_servers import any_database, any_server, mariadb, postgresql  # noqa: E402
 
 __all__ = [
     "any_bucket",
     "any_database",
+    "any_server",
     "aws_environment",
     "ingest_run",
     "ingested_home",

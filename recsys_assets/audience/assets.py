@@ -12,7 +12,7 @@ from recsys_assets.audience.measure import METRICS
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.settings import load_settings
-from recsys_assets.training.schedules import RETRIES, last_complete_days
+from recsys_assets.training.schedules import RETRIES, request_newest
 
 _settings = load_settings()
 # The dimension users stands before them where it tells the device, and is there at all (sql.users).
@@ -210,10 +210,7 @@ find_audience = dg.define_asset_job(
     description="Every night at 4: the audience at the end of the newest day that is over.",
 )
 def nightly_audience(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    days = last_complete_days(context, 1)
-    if not days:
-        return dg.SkipReason("no day of the calendar is over yet")
-    return dg.RunRequest(run_key=f"{days[0]}:{context.scheduled_execution_time:%Y%m%d}", partition_key=days[0])
+    return request_newest(context)
 
 
 audience_assets = [user_features, propensity_model, audience]

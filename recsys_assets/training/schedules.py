@@ -56,7 +56,10 @@ def last_complete_days(context: dg.ScheduleEvaluationContext, count: int) -> lis
     return keys[-count:]
 
 
-def _request(context: dg.ScheduleEvaluationContext, config: dict[str, Any]) -> dg.RunRequest | dg.SkipReason:
+def request_newest(
+    context: dg.ScheduleEvaluationContext, config: dict[str, Any] | None = None
+) -> dg.RunRequest | dg.SkipReason:
+    """One run a tick, for the newest day that is over."""
     days = last_complete_days(context, 1)
     if not days:
         return dg.SkipReason("no day of the calendar is over yet")
@@ -74,7 +77,7 @@ def _request(context: dg.ScheduleEvaluationContext, config: dict[str, Any]) -> d
 def nightly_train(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     if context.scheduled_execution_time.weekday() == 6:
         return dg.SkipReason("Sunday: weekly_full_refit does it")
-    return _request(context, {})
+    return request_newest(context)
 
 
 @dg.schedule(
@@ -84,4 +87,4 @@ def nightly_train(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     description="Sundays at 3: the same, but every model learns from scratch, which bounds the chain of updates.",
 )
 def weekly_full_refit(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    return _request(context, FULL_REFIT)
+    return request_newest(context, FULL_REFIT)

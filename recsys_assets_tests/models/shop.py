@@ -1,7 +1,7 @@
 """A small made-up shop for the models' tests."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,18 @@ from recsys_assets.training.events import DAY_MS, Events, Items, TrainingSet
 
 ACTIONS = ["VIEW", "PURCHASE"]
 START_MS = 1_760_000_000_000
+_NOTHING = np.zeros(0, np.int32)
+
+
+class Case(NamedTuple):
+    """What is asked and what came of it, as evaluation.tasks.Task says it."""
+
+    history: Events
+    at_ms: int
+    target_rows: np.ndarray
+    target_items: np.ndarray
+    forbidden_rows: np.ndarray = _NOTHING
+    forbidden_items: np.ndarray = _NOTHING
 
 
 def settings(**sections: dict[str, Any]) -> Settings:

@@ -1,7 +1,6 @@
 """The hybrid: filters, padding, users without history, and weights that cannot do worse than the best member."""
 
 import json
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,19 +10,8 @@ from recsys_assets.evaluation.metrics import hits_matrix, per_user
 from recsys_assets.models import MEMBERS
 from recsys_assets.models.base import one_blas_thread
 from recsys_assets.models.hybrid import DEFAULT_WEIGHTS, HybridModel, largest, learn_weights
-from recsys_assets.training.events import DAY_MS, Events
-from recsys_assets_tests.models.shop import settings, shop, training_set
-
-NOTHING = np.zeros(0, np.int32)
-
-
-class Case(NamedTuple):
-    history: Events
-    at_ms: int
-    target_rows: np.ndarray
-    target_items: np.ndarray
-    forbidden_rows: np.ndarray = NOTHING
-    forbidden_items: np.ndarray = NOTHING
+from recsys_assets.training.events import DAY_MS
+from recsys_assets_tests.models.shop import Case, settings, shop, training_set
 
 
 def next_day(data, start_ms):

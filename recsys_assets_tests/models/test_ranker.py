@@ -1,7 +1,6 @@
 """Features and the ranker: nothing of the future, nothing of the order, and the same again from its files."""
 
 import json
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,22 +12,12 @@ from recsys_assets.models.features import ITEM_FEATURES, Shelf, item_table, pair
 from recsys_assets.models.hybrid import RANKER, HybridModel, learn_weights
 from recsys_assets.models.ranker import Ranker, shelf_of
 from recsys_assets.training.events import DAY_MS, Events, TrainingSet
-from recsys_assets_tests.models.shop import START_MS, settings, training_set
+from recsys_assets_tests.models.shop import START_MS, Case, settings, training_set
 
-NOTHING = np.zeros(0, np.int32)
 N_USERS, N_ITEMS = 4, 6
 events_of_a_few = st.lists(
     st.tuples(st.integers(0, N_USERS - 1), st.integers(0, N_ITEMS - 1), st.floats(0, 59.9)), max_size=40
 )
-
-
-class Case(NamedTuple):
-    history: Events
-    at_ms: int
-    target_rows: np.ndarray
-    target_items: np.ndarray
-    forbidden_rows: np.ndarray = NOTHING
-    forbidden_items: np.ndarray = NOTHING
 
 
 def everything(data: TrainingSet, at_ms: int, users: np.ndarray | None = None) -> tuple[list[str], np.ndarray]:

@@ -191,17 +191,15 @@ def test_a_day_read_again_changes_only_what_changed(any_database: str, tmp_path:
 
 
 def test_rows_that_come_while_we_read_are_not_seen_and_a_broken_connection_begins_again(
-    any_database: str,
+    any_server: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     no_pauses: None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     table, rows = orders_table(), generated(500)
-    engine = fill(any_database, table, rows)
-    if engine.dialect.name == "sqlite":
-        pytest.skip("SQLite has no second writer, and no connection that breaks")
-    pipeline = home(tmp_path, any_database)
+    engine = fill(any_server, table, rows)
+    pipeline = home(tmp_path, any_server)
     put, late = pipeline.bucket.put, [{**row, "id": row["id"] + 10_000} for row in rows if row["happened"]]
     if engine.dialect.name != "postgresql":
         late = [{**row, "happened": row["happened"].replace(tzinfo=None)} for row in late]

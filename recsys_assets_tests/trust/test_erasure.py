@@ -33,6 +33,7 @@ from recsys_assets.storage.artifacts import ArtifactError
 from recsys_assets.storage.tombstones import Erased, Tombstones, digest_of
 from recsys_assets.trust.assets import no_erased_user
 from recsys_assets.trust.erasure import Receipt, erase, finish, scan, unfinished
+from recsys_assets.trust.plan import plan
 from recsys_assets.trust.replay import replay
 from recsys_assets_tests.graph import DAYS, INGEST, fill, make_home, run
 
@@ -220,6 +221,8 @@ def test_an_erased_user_is_in_no_byte_and_never_comes_back(
     assert not said["left"]
     rejected = pipeline.tables.info("interactions", DAYS[0])["counts"]["rejected"]  # type: ignore[index]
     assert rejected[ERASED] == sum(planted.values()) / len(ERASE_DAYS)
+    with open_instance(pipeline) as instance:
+        assert "interactions" not in {each.asset for each in plan(pipeline, instance).outdated}, "as raw is now"
     frozen = pl.read_parquet(home / "store/holdout/v1.parquet")
     assert frozen.equals(holdout.filter(pl.col("user_id") != PLANTED))
     # The champion serves on, and everybody else has a list.
