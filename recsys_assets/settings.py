@@ -409,6 +409,58 @@ class AudienceSettings(_Section):
         return self
 
 
+class PersonalizeSettings(_Section):
+    """Amazon Personalize, kept up to date from here. Off while url is unset; credentials come from the AWS chain."""
+
+    url: str | None = Field(None, description="s3://BUCKET/PREFIX that the CSV files go to; Personalize reads them there")
+    role_arn: str | None = Field(None, description="the IAM role by which Personalize reads that bucket")
+    dataset_group_arn: str | None = Field(None, description="its datasets are imported into, by their own schemas")
+    solution_arn: str | None = Field(None, description="a version of it is trained a day; unset: imports only")
+    campaign: str | None = Field(None, description="name; made with the first version, then updated; unset: none")
+    name: str = Field("recsys", description="what the names of jobs and versions begin with; unique in the account")
+    window_days: int = Field(365, ge=1, description="newest days whose CSV files stay in the bucket, and are imported")
+    incremental: bool = Field(True, description="append a day where Personalize allows it; false: always import all")
+    full_import_days: int = Field(30, ge=1, description="days after which everything is imported again")
+    full_training_days: int = Field(7, ge=1, description="days between full trainings, where the recipe has UPDATE")
+    max_attempts: int = Field(2, ge=1, description="jobs of one step and day that the sensor starts by itself")
+    timeout_hours: float = Field(24, gt=0, description="a job that takes longer is an error")
+    item_column: str = Field("item_id", description="column of sql.catalogue that holds the item's id")
+    user_column: str = Field("user_id", description="column of sql.users that holds the user's id")
+    region: str | None = Field(None, description="AWS region; that of dataset_group_arn if unset")
+    profile: str | None = Field(None, description="AWS profile name")
+    endpoint_url: str | None = Field(None, description="of Personalize itself, for a stand-in")
+    s3_endpoint_url: str | None = Field(None, description="of the bucket, for an S3-compatible store")
+
+    @field_validator("url")
+    @classmethod
+    def _bucket_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"s3://[^@/]+", value):
+            raise ValueError("must be s3://BUCKET/PREFIX")
+        return value.rstrip("/") if value else value
+
+    @field_validator("role_arn", "dataset_group_arn", "solution_arn")
+    @classmethod
+    def _an_arn(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"arn:[a-z\d-]+:(iam|personalize):[a-z\d-]*:\d{12}:.+/.+", value):
+            raise ValueError("must be an ARN such as arn:aws:personalize:eu-west-1:123456789012:dataset-group/shop")
+        return value
+
+    @field_validator("name", "campaign")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,29}", value):
+            raise ValueError("is up to 30 letters, digits, - and _")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PersonalizeSettings":
+        if self.url is not None and not (self.role_arn and self.dataset_group_arn):
+            raise ValueError("url is set: role_arn and dataset_group_arn are needed too")
+        if self.campaign is not None and self.solution_arn is None:
+            raise ValueError("campaign is set: solution_arn is needed too")
+        return self
+
+
 class JobSettings(_Section):
     """What a step that fails does. What a retry cannot mend (settings, permissions, inputs) is never retried."""
 
@@ -442,6 +494,7 @@ class Settings(_Section):
     promotion: PromotionSettings = PromotionSettings()
     publish: PublishSettings = PublishSettings()
     audience: AudienceSettings = AudienceSettings()
+    personalize: PersonalizeSettings = PersonalizeSettings()
     jobs: JobSettings = JobSettings()
     retention: RetentionSettings = RetentionSettings()
 
