@@ -412,7 +412,9 @@ class AudienceSettings(_Section):
 class PersonalizeSettings(_Section):
     """Amazon Personalize, kept up to date from here. Off while url is unset; credentials come from the AWS chain."""
 
-    url: str | None = Field(None, description="s3://BUCKET/PREFIX that the CSV files go to; Personalize reads them there")
+    url: str | None = Field(
+        None, description="s3://BUCKET/PREFIX that the CSV files go to; Personalize reads them there"
+    )
     role_arn: str | None = Field(None, description="the IAM role by which Personalize reads that bucket")
     dataset_group_arn: str | None = Field(None, description="its datasets are imported into, by their own schemas")
     solution_arn: str | None = Field(None, description="a version of it is trained a day; unset: imports only")
