@@ -246,6 +246,8 @@ class SqlSettings(_Section):
     def _something_to_read(self) -> "SqlSettings":
         if self.url is not None and not (self.events or self.catalogue or self.users or self.watches):
             raise ValueError("url is set, but none of events, catalogue, users and watches")
+        if self.clicks is not None and self.watches is None:
+            raise ValueError("clicks goes with watches")
         return self
 
 

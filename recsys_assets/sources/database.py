@@ -31,8 +31,9 @@ class Database:
         self._settings = settings
         try:
             url = sa.make_url(settings.url.get_secret_value())
-            self._password = str(url.password or "")
-            self.name = url.render_as_string(hide_password=True)
+            self._secrets = [str(url.password)] if url.password else []
+            self._secrets += [str(text) for name, text in url.query.items() if "pass" in name.lower()]
+            self.name = url.set(query={}).render_as_string(hide_password=True)  # a driver may take a password there too
             self._engine = sa.create_engine(url, hide_parameters=True, poolclass=sa.NullPool)
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get(str(error.name))
@@ -60,7 +61,8 @@ class Database:
                     return work(connection)
             except sa.exc.DBAPIError as error:
                 said = str(error.orig or type(error).__name__).strip()
-                said = said.replace(self._password, "***") if self._password else said
+                for secret in self._secrets:
+                    said = said.replace(secret, "***")
                 if not (error.connection_invalidated or isinstance(error, sa.exc.OperationalError)):
                     raise InputError(f"sql: {self.name}: {said}") from None
                 if attempt >= self._settings.retries:
@@ -81,6 +83,8 @@ class Database:
             connection.rollback()
         if self._engine.dialect.name == "postgresql":
             connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+        if self._engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")  # Python's driver begins a transaction at the first write only
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ class Clock:
         # MySQL's TIMESTAMP is a moment, and comes in the session's zone, which is UTC here.
         self._zone = ZoneInfo("UTC" if kind.__visit_name__ == "TIMESTAMP" and _is_mysql(kind) else settings.time_zone)
         self._aware = bool(getattr(kind, "timezone", False)) and not _is_mysql(kind)
-        if not self._dates and not isinstance(kind, (sa.Integer, sa.Numeric)):
+        if not self._dates and not isinstance(kind, (sa.Integer, sa.Numeric, sa.Float)):
             raise InputError(f"{setting}.time: the column is {kind}, neither a date and time nor a number")
 
     def written(self, ms: int) -> Any:

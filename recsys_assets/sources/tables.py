@@ -24,7 +24,7 @@ def _arrow_type(kind: Any) -> pa.DataType:
         return pa.bool_()
     if isinstance(kind, sa.Integer):
         return pa.int64()
-    if isinstance(kind, sa.Numeric):
+    if isinstance(kind, sa.Numeric | sa.Float):  # from SQLAlchemy 2.1 on not the same
         return pa.float64()
     return pa.string()
 

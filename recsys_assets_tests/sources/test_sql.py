@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import numpy as np
@@ -57,12 +58,13 @@ def orders_table(key: bool = True) -> sa.Table:
 
 
 def generated(count: int, seed: int = 5) -> list[Row]:
-    """Rows of two days in Paris, and some before and after; several at the same moment; some that are no events."""
+    """Rows of two days in Paris, and some before and after; some at midnight; many at the same moment, so that
+    a batch ends between them; some that are no events."""
     chance = random.Random(seed)
     start = day_start_ms(DAYS[0], ZONE) - 3 * 3600_000
     rows = []
     for number in range(count):
-        ms = start + chance.randrange(54 * 3600_000 // 500) * 500
+        ms = start + chance.randrange(54 * 2) * 1_800_000 + chance.choice([0, 500])
         rows.append(
             {
                 "id": number,
@@ -228,6 +230,84 @@ def test_rows_that_come_while_we_read_are_not_seen_and_a_broken_connection_begin
     assert any(record["row"] >= 10_000 for record in _of(pipeline, 1)), "the second day's snapshot is a later one"
 
 
+def test_in_sqlite_too_rows_that_come_while_we_read_are_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, table, rows = f"sqlite:///{tmp_path}/shop.db", orders_table(), generated(500)
+    engine = fill(url, table, rows)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("PRAGMA journal_mode = WAL")  # else it is the writer who waits
+    pipeline, calls = home(tmp_path, url), []
+    put = pipeline.bucket.put
+    late = [
+        {**row, "id": row["id"] + 10_000, "happened": row["happened"].replace(tzinfo=None)}
+        for row in rows[:400]
+        if row["happened"]
+    ]
+
+    def meanwhile(_: Any, key: str, content: bytes) -> None:
+        put(key, content)
+        calls.append(key)
+        if len(calls) == 1:
+            with engine.begin() as connection:
+                connection.execute(table.insert(), late)
+
+    monkeypatch.setattr(type(pipeline.bucket), "put", meanwhile)
+    (loaded,) = load_day(pipeline, Database(pipeline.settings.sql), DAYS[0]).values()
+    assert len(calls) > 1
+    assert loaded.rows == len(list(_of(pipeline, 0)))
+    assert all(record["row"] < 10_000 for record in _of(pipeline, 0))
+
+
+def test_every_kind_of_time_column_means_the_same_moments(any_database: str, tmp_path: Path) -> None:
+    """The servers' own clocks are five hours ahead; the day is the one on which summer time ends in Paris."""
+    day, first = "2025-10-26", day_start_ms("2025-10-26", ZONE)
+    end = day_start_ms("2025-10-27", ZONE)
+    assert end - first == 25 * 3600_000
+    # None in the hour that the clock shows twice: a date and time without a zone cannot tell which one it is.
+    moments = [first - 1, first, first, first + 2 * 3600_000 + 250, first + 5 * 3600_000, end - 1, end]
+    table = sa.Table(
+        "moments",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("local", sa.DateTime().with_variant(mysql.DATETIME(fsp=3), "mysql", "mariadb")),
+        sa.Column("moment", sa.TIMESTAMP(timezone=True).with_variant(mysql.TIMESTAMP(fsp=3), "mysql", "mariadb")),
+        sa.Column("millis", sa.BigInteger),
+        sa.Column("seconds", sa.Double),
+        sa.Column("exact", sa.Numeric(14, 3)),
+    )
+    engine = sa.create_engine(any_database, poolclass=sa.NullPool)
+    rows = []
+    for number, ms in enumerate(moments):
+        at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+        local = at.astimezone(ZoneInfo(ZONE)).replace(tzinfo=None)
+        moment = at if engine.dialect.name == "postgresql" else at.replace(tzinfo=None)
+        exact = Decimal(ms) / 1000
+        rows.append(
+            {"id": number, "local": local, "moment": moment, "millis": ms, "seconds": ms / 1000, "exact": exact}
+        )
+    with engine.begin() as connection:
+        if engine.dialect.name == "mysql":
+            connection.execute(sa.text("SET time_zone = '+00:00'"))
+        table.create(connection)
+        connection.execute(table.insert(), rows)
+    common = {"table": "moments", "user": "id", "item": "id", "always": "VIEW"}
+    seconds = {**common, "time_unit": "s"}
+    sections = {
+        "local": {**common, "time": "local", "time_zone": ZONE},
+        "moment": {**common, "time": "moment", **({} if engine.dialect.name == "sqlite" else {"time_zone": ZONE})},
+        "millis": {**common, "time": "millis"},
+        "seconds": {**seconds, "time": "seconds"},
+        "exact": {**seconds, "time": "exact"},
+    }
+    pipeline = home(tmp_path, any_database, events=sections, batch_rows=2)
+    loaded = load_day(pipeline, Database(pipeline.settings.sql), day)
+    for name in sections:
+        assert loaded[name].rows == 5
+        records = [record for key, part in written(pipeline).items() if f"sql-{name}-" in key for record in part]
+        assert [record["timestamp"] for record in records] == moments[1:-1], name
+
+
 def _of(pipeline: Pipeline, day: int) -> Iterator[Row]:
     folder = f"logs/{DAYS[day].replace('-', '/')}/"
     yield from (record for key, records in written(pipeline).items() if key.startswith(folder) for record in records)
@@ -315,6 +395,11 @@ def test_the_password_stays_out_of_settings_and_their_errors(tmp_path: Path) -> 
         {"RECSYS_SQL__URL": f"[{url!r}]"},
         {"RECSYS_SQL__URL": url, "RECSYS_SQL__EVENTS": "{orders: {table: a}}"},
         {"RECSYS_SQL__URL": url, "RECSYS_SQL__SPEED": "5"},
+        {
+            "RECSYS_SQL__URL": url,
+            "RECSYS_SQL__USERS": "{table: u}",
+            "RECSYS_SQL__CLICKS": "{table: c, user: u, item: i, time: t}",  # without watches nothing would be made of it
+        },
     ):
         with pytest.raises(SettingsError) as caught:
             load_settings(tmp_path / "none", environ)
@@ -322,6 +407,8 @@ def test_the_password_stays_out_of_settings_and_their_errors(tmp_path: Path) -> 
     odd = load_settings(tmp_path / "none", {"RECSYS_SQL__URL": "sqlite:///a: {'b #", "RECSYS_SQL__USERS": "{table: u}"})
     assert odd.sql.url is not None
     assert odd.sql.url.get_secret_value() == "sqlite:///a: {'b #"
+    in_query = f"postgresql+psycopg://h/db?user=u&password={PASSWORD}"
+    assert Database(settings.sql.model_copy(update={"url": SecretStr(in_query)})).name == "postgresql+psycopg://h/db"
     for wrong in (PASSWORD, f"nosuch://u:{PASSWORD}@h/db", f"postgresql+psycopg2://u:{PASSWORD}@h/db"):
         broken = settings.sql.model_copy(update={"url": SecretStr(wrong)})
         with pytest.raises(InputError) as refused:
@@ -383,22 +470,31 @@ def test_a_dimension_is_published_whole(any_database: str, tmp_path: Path) -> No
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("title", sa.String(50)),
         sa.Column("weight", sa.Numeric(6, 2)),
+        sa.Column("share", sa.Double),
+        sa.Column("sold", sa.Boolean),
         sa.Column("since", sa.Date),
     )
     rows = [
-        {"id": n, "title": None if n % 7 == 0 else f"thing {n} é", "weight": Decimal(n) / 4, "since": date(2025, 1, 2)}
+        {
+            "id": n,
+            "title": None if n % 7 == 0 else f"thing {n} é",
+            "weight": Decimal(n) / 4,
+            "share": n / 250,
+            "sold": None if n % 5 == 0 else n % 2 == 0,
+            "since": date(2025, 1, 2),
+        }
         for n in range(250)
     ]
     fill(any_database, things, rows)
-    pipeline = home(
-        tmp_path, any_database, catalogue={"table": "things", "columns": ["title", "weight", "since", "id"]}
-    )
+    columns = ["title", "weight", "share", "sold", "since", "id"]
+    pipeline = home(tmp_path, any_database, catalogue={"table": "things", "columns": columns})
     assert dg.materialize([catalogue], resources={"pipeline": pipeline}, partition_key=DAYS[0]).success
     found = pipeline.tables.read("catalogue", DAYS[0])
-    assert found.to_dicts() == [
-        {"title": row["title"], "weight": float(row["weight"]), "since": "2025-01-02", "id": row["id"]} for row in rows
-    ]
-    assert pipeline.tables.info("catalogue", DAYS[0]) == {"rows": 250, "columns": ["title", "weight", "since", "id"]}
+    assert found.columns == columns
+    # MySQL's BOOLEAN is a whole number.
+    assert found.to_dicts() == [{**row, "weight": float(row["weight"]), "since": "2025-01-02"} for row in rows]
+    assert [found[name].dtype for name in ("weight", "share", "id")] == [pl.Float64, pl.Float64, pl.Int64]
+    assert pipeline.tables.info("catalogue", DAYS[0]) == {"rows": 250, "columns": columns}
 
 
 WATCHED = sa.Table(
