@@ -398,7 +398,7 @@ def test_the_password_stays_out_of_settings_and_their_errors(tmp_path: Path) -> 
         {
             "RECSYS_SQL__URL": url,
             "RECSYS_SQL__USERS": "{table: u}",
-            "RECSYS_SQL__CLICKS": "{table: c, user: u, item: i, time: t}",  # without watches nothing would be made of it
+            "RECSYS_SQL__CLICKS": "{table: c, user: u, item: i, time: t}",  # without watches they serve nothing
         },
     ):
         with pytest.raises(SettingsError) as caught:
