@@ -20,13 +20,12 @@ def explained(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         # Imported here: `recsys --help` must not wait for Dagster.
-        from recsys_assets.demonstration import DemoError
         from recsys_assets.launch import RunFailed
         from recsys_assets.pipeline import InputError
         from recsys_assets.storage.artifacts import ArtifactError
         from recsys_assets.storage.bucket import BucketError
 
-        known = (SettingsError, BucketError, InputError, ArtifactError, RunFailed, DemoError, FileNotFoundError)
+        known = (SettingsError, BucketError, InputError, ArtifactError, RunFailed, FileNotFoundError)
         try:
             return command(*args, **kwargs)
         except known as error:
@@ -180,7 +179,6 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
     """Run a job for a day or a range of days, in one run that the UI shows too."""
     from recsys_assets.launch import open_instance, run_job
     from recsys_assets.pipeline import Pipeline
-    from recsys_assets.training.schedules import FULL_REFIT
 
     days = _days(day, first, last)
     pipeline = Pipeline.open()
@@ -195,6 +193,8 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
             days = days_to_run(pipeline, instance, days, say)
         if not days:
             return
+        from recsys_assets.training.schedules import FULL_REFIT
+
         run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit and job == "train" else None)
 
 

@@ -11,7 +11,7 @@ import polars as pl
 import yaml
 
 from recsys_assets.launch import open_instance, run_job
-from recsys_assets.pipeline import Pipeline
+from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.recommend import Recommendation, Recommender
 from recsys_assets.sources.simulate import Shop, late_events, simulate
 
@@ -21,7 +21,7 @@ MARKER = "# Written by `recsys demo`, which starts by deleting this folder.\n"
 Say = Callable[[str], None]
 
 
-class DemoError(RuntimeError):
+class DemoError(InputError):
     """The demo cannot run; the message says why."""
 
 
