@@ -42,6 +42,13 @@ def parts(settings: Settings) -> Parts:
         found.assets += audience.audience_assets
         found.jobs.append(audience.find_audience)
         found.schedules.append(audience.nightly_audience)
+    if settings.personalize.url:
+        from recsys_assets.personalize import assets as personalize
+
+        found.assets += personalize.personalize_assets(settings)
+        found.jobs.append(personalize.personalize)
+        found.schedules.append(personalize.nightly_personalize)
+        found.sensors.append(personalize.personalize_progress)
     return found
 
 
