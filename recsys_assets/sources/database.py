@@ -17,6 +17,7 @@ from recsys_assets.settings import SqlClicksSettings, SqlSettings
 
 _log = logging.getLogger(__name__)
 _EXTRAS = {"psycopg": "postgresql", "pymysql": "mysql"}  # module -> our extra
+_REFUSED = ("28", "42")  # SQLSTATE: no right to log in, or to what is asked; PyMySQL calls that operational too
 _PAUSE_SECONDS = 1.0  # before the first new try; doubled before each next
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -63,7 +64,8 @@ class Database:
                 said = str(error.orig or type(error).__name__).strip()
                 for secret in self._secrets:
                     said = said.replace(secret, "***")
-                if not (error.connection_invalidated or isinstance(error, sa.exc.OperationalError)):
+                broken = error.connection_invalidated or isinstance(error, sa.exc.OperationalError)
+                if not broken or str(getattr(error.orig, "sqlstate", None)).startswith(_REFUSED):
                     raise InputError(f"sql: {self.name}: {said}") from None
                 if attempt >= self._settings.retries:
                     raise InputUnavailable(f"sql: {self.name}: {said}") from None
