@@ -35,6 +35,7 @@ REJECTED = "queue_rejected"
 _HIDDEN_SECONDS = 120  # longer than a tick may take
 _AGAIN_SECONDS = 20  # shorter than the pause between two ticks
 _READ_SECONDS = 20  # of a tick's sixty
+_PATIENCE_SECONDS = 5.0  # for a connection, and for an answer beyond the long poll; once more after a failure
 _LONGEST_SECONDS = 43_200  # that SQS can hide a message
 _BATCH = 10  # messages in one call, the most that SQS takes
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -74,7 +75,9 @@ class Queue:
                 region_name=host[1] if host else settings.bucket.region,
                 endpoint_url=f"{parts.scheme}://{parts.netloc}",
                 config=Config(
-                    connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 3, "mode": "standard"}
+                    connect_timeout=_PATIENCE_SECONDS,
+                    read_timeout=settings.queue.wait_seconds + _PATIENCE_SECONDS,
+                    retries={"total_max_attempts": 2, "mode": "standard"},
                 ),
             )
         except (BotoCoreError, ValueError) as error:
@@ -123,7 +126,7 @@ class Queue:
             raise self._explain(error, permission) from error
 
     def _explain(self, error: Exception, needed: str) -> QueueError:
-        code = str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+        code = str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))  # None after a timeout
         what = f"{self.url}: {needed} failed: {code or type(error).__name__}"
         if "NonExistentQueue" in code or "QueueDoesNotExist" in code:
             return QueueError(f"{what}: there is no such queue; check queue.url")

@@ -2,6 +2,7 @@ import json
 import os
 import random
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -20,7 +21,7 @@ from recsys_assets.ingest.claims import Claims
 from recsys_assets.ingest.queue import REJECTED, bucket_events
 from recsys_assets.ingest.sensors import new_log_prefixes
 from recsys_assets.pipeline import Pipeline
-from recsys_assets.settings import BucketSettings
+from recsys_assets.settings import BucketSettings, QueueSettings
 from recsys_assets_tests.graph import INGEST, make_home, run
 from recsys_assets_tests.ingest.test_events import event_bridge, notification
 
@@ -314,3 +315,16 @@ def test_a_queue_that_cannot_be_read_says_so(shop: Shop, url: str | None, said: 
         shop.tick()
     assert said in str(caught.value.description)
     assert "queue.url" in str(caught.value.description)
+
+
+def test_a_queue_that_never_answers_is_given_up_within_the_tick(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait: Any = QueueSettings.model_fields["wait_seconds"].metadata
+    (longest,) = [each.le for each in wait if hasattr(each, "le")]
+    assert 2 * (longest + queue_module._PATIENCE_SECONDS) < 60, "Dagster gives a tick a minute"
+    monkeypatch.setattr(queue_module, "_PATIENCE_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        shop.open(queue={"url": f"http://127.0.0.1:{silent.getsockname()[1]}/000000000000/q"})
+        began = time.monotonic()
+        with pytest.raises(dg.Failure, match=r"sqs:ReceiveMessage failed: ReadTimeoutError: check queue\.url"):
+            shop.tick()
+        assert time.monotonic() - began < 15, "not botocore's own minute, several times over"
