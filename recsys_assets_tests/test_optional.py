@@ -72,7 +72,10 @@ print(json.dumps({
     ],
     "schedules": sorted(schedule.name for schedule in defs.schedules),
     "train": sorted(key.to_user_string() for key in train.asset_layer.executable_asset_keys),
-    "retries": train.op_retry_policy and [train.op_retry_policy.max_retries, train.op_retry_policy.delay],
+    "retries": [
+        policy and [policy.max_retries, policy.delay]
+        for policy in (defs.resolve_job_def(job.name).op_retry_policy for job in defs.jobs)
+    ],
 }))
 """
 
@@ -101,8 +104,8 @@ def test_what_is_off_is_not_there_and_what_is_on_is() -> None:
     assert set(on["schedules"]) - set(off["schedules"]) == {"nightly_audience", "nightly_tables"}
     assert (off["before"], on["before"]) == ([], ["sql_events"])
     assert on["order"] == ["sql_events"], "not in the lineage alone, but in the run"
-    assert off["retries"] is None
-    assert on["retries"] == [5, 600]
+    assert off["retries"] == [None] * len(off["jobs"])
+    assert on["retries"] == [[5, 600]] * len(on["jobs"]), "of every job"
 
 
 @pytest.mark.parametrize("page", DOCS)

@@ -11,6 +11,7 @@ from recsys_assets.models import MEMBERS
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.training import search
+from recsys_assets.training.schedules import RETRIES
 
 
 class SearchConfig(dg.Config):
@@ -95,6 +96,7 @@ search_jobs = [
         f"search_{name}",
         dg.AssetSelection.assets(search.asset_name(name)),
         description=f"Searches parameters of {name}_model on the validation days before a day.",
+        op_retry_policy=RETRIES,
     )
     for name in MEMBERS
 ]
