@@ -392,6 +392,14 @@ def test_a_database_that_cannot_be_reached_says_so_without_the_password(
     assert PASSWORD not in said + str(ran.all_events)
 
 
+def test_a_password_that_the_database_s_own_words_quote_is_masked(any_server: str, tmp_path: Path) -> None:
+    database = Database(home(tmp_path, any_server).settings.sql)
+    quote = database._engine.dialect.identifier_preparer.quote(PASSWORD)
+    with pytest.raises(InputError, match=r"\*\*\*") as refused:
+        database.reading(lambda connection: connection.execute(sa.text(f"SELECT * FROM {quote}")))
+    assert PASSWORD not in str(refused.value)
+
+
 def test_the_password_stays_out_of_settings_and_their_errors(tmp_path: Path) -> None:
     url = f"postgresql+psycopg://u:{PASSWORD}@h/db"
     from recsys_assets.settings import described
