@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 import pytest
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from sklearn.datasets import load_svmlight_file
+from sklearn.metrics import roc_auc_score
 
 from recsys_assets.audience import build
 from recsys_assets.audience.assets import audience, find_audience, propensity_model, user_features
 from recsys_assets.audience.behaviour import read_events
+from recsys_assets.audience.features import labels
 from recsys_assets.audience.measure import METRICS
-from recsys_assets.audience.propensity import Propensity
+from recsys_assets.audience.propensity import Propensity, fit
 from recsys_assets.days import shift
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.sources import object_key
@@ -138,6 +141,43 @@ def test_the_model_s_page_says_how_good_it_is_and_names_no_user(found: tuple[Pip
     users = pipeline.tables.read("user_features", LAST)["user_id"]
     assert len(users) > 100
     assert not [user for user in users if user in said]
+
+
+def test_behaviour_ends_where_the_offer_s_days_begin(found: tuple[Pipeline, Ran], tmp_path: Path) -> None:
+    """Windows and label days, counted by hand from what was logged."""
+    pipeline = copy_home(found[0], tmp_path / "home")
+    logged = crowd(users=400, days=21, daily=2, rate=-2.5).events.unique(["user_id", "item_id", "ms", "action"])
+    logged = logged.with_columns(date=pl.from_epoch("ms", time_unit="ms").dt.date().cast(pl.String))
+
+    def window(last: str) -> pl.DataFrame:
+        return logged.filter(pl.col("date").is_between(pl.lit(shift(last, -8)), pl.lit(last)))
+
+    for day in (shift(LAST, -3), LAST):
+        build.make_features(pipeline, day)
+        counted = window(day).group_by("user_id").agg(events=pl.len().cast(pl.Int64)).sort("user_id")
+        assert pipeline.tables.read("user_features", day).select("user_id", "events").equals(counted)
+    for period in pipeline.artifacts.need("propensity_model", LAST).info["periods"]:
+        last = period["behaviour up to"]
+        after = logged.filter(pl.col("date").is_between(pl.lit(shift(last, 1)), pl.lit(shift(last, 3))))
+        takers = set(after.filter(pl.col("action") == "CLICK")["user_id"])
+        users = set(window(last)["user_id"])
+        assert (period["users"], period["took the offer"]) == (len(users), len(users & takers))
+
+
+def test_what_is_measured_was_not_learned_from_and_stands_beside_the_most_active(found: tuple[Pipeline, Ran]) -> None:
+    pipeline = found[0]
+    artifact = pipeline.artifacts.need("propensity_model", LAST)
+    events = read_events(pipeline, build.days_between(pipeline, FIRST, LAST)[0])
+    frames, takers = [], []
+    for last in (shift(LAST, -9), shift(LAST, -6), shift(LAST, -3)):
+        frames.append(build._window(pipeline, events, last))
+        begin, end = (build.day_start_ms(shift(last, days), "UTC") for days in (1, 4))
+        takers.append(labels(frames[-1]["user_id"], events, begin, end).to_numpy())
+    model = fit(pl.concat(frames[:2]), np.concatenate(takers[:2]), 0.01, pipeline.settings.training.seed)
+    assert Propensity.load(artifact.path).coefficients.tolist() == model.coefficients.tolist()
+    auc = artifact.info["metrics"]["auc"]
+    assert auc["model"]["mean"] == pytest.approx(roc_auc_score(takers[2], model.margin(frames[2])))
+    assert auc["most active first"]["mean"] == pytest.approx(roc_auc_score(takers[2], frames[2]["events"]))
 
 
 def test_a_device_is_read_from_arrays_and_from_lines(ingested: Pipeline, found: tuple[Pipeline, Ran]) -> None:
