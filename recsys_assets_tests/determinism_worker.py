@@ -1,7 +1,8 @@
 """Makes every model and lists and prints their SHA-256: python -m recsys_assets_tests.determinism_worker HOME FOLDER.
 
 HOME has training sets of the days that follow as further arguments; its models are made anew by what the assets call.
-FOLDER takes members fitted and updated on a shop that is large enough for BLAS and torch to want several threads.
+FOLDER takes members fitted and updated, and a ranker learned, on a shop that is large enough for BLAS, torch and LightGBM
+to want several threads.
 """
 
 import hashlib
@@ -10,7 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from recsys_assets.evaluation.tasks import prediction_task
 from recsys_assets.models import MEMBERS
+from recsys_assets.models.hybrid import RANKER, HybridModel
+from recsys_assets.models.ranker import Ranker
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage.artifacts import save_state
 from recsys_assets.training.blend import blend_day, load_hybrid
@@ -44,11 +48,25 @@ def main() -> None:
     lists = model.recommend(training.events, training.end_ms, 10)
     found["lists"] = hashlib.sha256(lists.items.tobytes() + lists.scores.tobytes()).hexdigest()
     data = shop(n_users=1200, n_items=1000)
-    own = settings(als={"factors": 64, "iterations": 3}, sequence={"dimension": 64, "epochs": 1, "batch_tokens": 2048})
+    own = settings(
+        als={"factors": 64, "iterations": 3},
+        sequence={"dimension": 64, "epochs": 1, "batch_tokens": 2048},
+        recommend={"bought_items": "keep"},
+        ranker={"trees": 40},
+    )
+    members = {}
     for name, kind in MEMBERS.items():
         model = kind.fit(data.before(data.end_ms - 3 * DAY_MS), own)
-        for state, made in (("fit", model), ("update", model.update(data, own))):
+        members[name] = model.update(data, own)
+        for state, made in (("fit", model), ("update", members[name])):
             save_state(folder / name / state, *made.state())
+    starts = [data.end_ms - back * DAY_MS for back in range(14, 0, -1)]
+    ranker = Ranker.learn(data, [prediction_task(data, start, start + DAY_MS, own) for start in starts], own)
+    if ranker is None:
+        raise RuntimeError("the shop is too small to learn a ranker from: nothing would be compared")
+    save_state(folder / RANKER, *ranker.state())
+    ranked = HybridModel(members, {"als": 0.5, RANKER: 1.0}, 100, ranker).recommend(data.events, data.end_ms, 10)
+    found["ranked lists"] = hashlib.sha256(ranked.items.tobytes() + ranked.scores.tobytes()).hexdigest()
     found |= contents(folder)
     print(json.dumps(found))  # noqa: T201
 

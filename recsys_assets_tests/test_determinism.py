@@ -44,5 +44,6 @@ def test_the_same_bytes_on_one_and_on_two_threads(trained_home: Pipeline, tmp_pa
         assert sum(path.endswith("final/arrays.safetensors") for path in files) == len(TRAINED)
         assert {f"{name}/fit/arrays.safetensors", f"{name}/update/arrays.safetensors"} <= found["1"].keys()
     assert any(path.startswith("hybrid_model/") for path in found["1"])
+    assert {"ranker/arrays.safetensors", "ranker/params.json", "ranked lists"} <= found["1"].keys()
     different = {path for path in found["1"].keys() | found["2"].keys() if found["1"].get(path) != found["2"].get(path)}
     assert not different
