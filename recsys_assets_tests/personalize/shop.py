@@ -1,7 +1,7 @@
 """A home that serves from Amazon Personalize: the fake on loopback, a real bucket, days of interactions."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,14 @@ class Shop:
     runs: (day, steps, success) of every run.
     """
 
-    def __init__(self, folder: Path, bucket: BucketSettings, instance: dg.DagsterInstance, server: Server) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bucket: BucketSettings,
+        instance: dg.DagsterInstance,
+        server: Server,
+        days: Sequence[str] = DAYS,
+    ) -> None:
         self.server, self.fake, self.instance = server, server.fake, instance
         self.folder = folder
         self.client = boto3.client("personalize", region_name="eu-west-1", endpoint_url=server.url)
@@ -116,7 +123,7 @@ class Shop:
         self.said: list[str] = []
         self.open()
         self.prepare()
-        for day in DAYS:
+        for day in days:
             self.publish(day, events(day))
 
     def open(self, **changed: Any) -> Pipeline:
@@ -127,9 +134,7 @@ class Shop:
     def publish(self, day: str, frame: pl.DataFrame) -> None:
         self.pipeline.tables.publish_frame("interactions", day, frame, {"version": str(len(frame))})
 
-    def prepare(
-        self, recipe: str = "aws-user-personalization", kinds: Sequence[str] = ("interactions", "items")
-    ) -> None:
+    def prepare(self, recipe: str = "aws-user-personalization", kinds: Sequence[str] = ("interactions",)) -> None:
         """What a person sets up once."""
         self.client.create_dataset_group(name="shop")
         for kind in kinds:
@@ -213,6 +218,16 @@ class Shop:
     def record(self, day: str) -> Record:
         return Records(self.pipeline).read(day)
 
+    def let_pass(self) -> None:
+        """The pauses until something is asked for again are over."""
+        records = Records(self.pipeline)
+        with records.lock():
+            for day, record in records.all().items():
+                for step in ("import", "version", "campaign"):
+                    if record.get(step, {}).get("again"):
+                        record[step]["again"] = "2025-11-01T00:00:00+00:00"
+                records.write(day, record)
+
     def stands(self, day: str) -> dict[str, str]:
         from recsys_assets.personalize.steps import account
 
@@ -240,5 +255,31 @@ class Shop:
         return sum(name == operation and outcome in ("done", "lost") for name, _, outcome in self.fake.calls)
 
 
-def aware(day: str) -> datetime:
-    return datetime.fromisoformat(day).replace(tzinfo=UTC)
+class Worker:
+    """The process of `worker.py`, which forks runs that are killed."""
+
+    def __init__(self, home: Path) -> None:
+        import subprocess
+        import sys
+
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "recsys_assets_tests.personalize.worker", str(home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def does(self, what: str, day: str, steps: str, kill_at: int = 0) -> int:
+        """How it ended: 0, 2 (a run that failed), -9 (killed)."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{what} {day} {steps} {kill_at}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()

@@ -38,7 +38,7 @@ def count_events(kill_at: int) -> None:
         if seen == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(owner: Any, name: str, changes: Callable[..., bool]) -> None:
+    def around(owner: Any, name: str, changes: Callable[..., bool], after: bool = True) -> None:
         original = getattr(owner, name)
 
         def wrapped(*given: Any, **named: Any) -> Any:
@@ -46,14 +46,16 @@ def count_events(kill_at: int) -> None:
                 return original(*given, **named)
             event()
             made = original(*given, **named)
-            event()
+            if after:
+                event()
             return made
 
         setattr(owner, name, wrapped)
 
     around(Personalize, "_send", lambda _, operation, **__: operation.startswith(CHANGES))
     around(S3Bucket, "put", lambda *_: True)
-    around(files, "fsync", lambda path: path.parent.name == "personalize" or path.name == "personalize")
+    # Of a file before it takes its name, and of the folder after that.
+    around(files, "fsync", lambda path: "personalize" in (path.parent.name, path.name), after=False)
 
 
 def call(pipeline: Pipeline, personalize: Personalize, exports: Exports, day: str, step: str) -> None:
@@ -87,7 +89,7 @@ def main() -> None:
     service.PAUSES = (0.005, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005)
     pipeline = Pipeline.open(home)
     personalize, exports = Personalize(pipeline.settings.personalize), Exports(pipeline)
-    definitions(pipeline).get_repository_def()
+    definitions(pipeline).get_repository_def(), exports.bucket  # warm: each process begins with them
     for line in sys.stdin:
         what, day, steps, kill_at = line.split()
         pid = os.fork()
