@@ -104,7 +104,7 @@ def _open_shop(home: Path, say: Say) -> tuple[Pipeline, Shop, date]:
         "calendar": {"first_day": first.isoformat(), "time_zone": "UTC"},
         "ingest": {"quiet_minutes": 0},
         "recommend": {"bought_items": "keep"},
-        "sequence": {"epochs": 8, "max_seconds": 40},
+        "sequence": {"epochs": 8},
         "als": {"factors": 32},
     }
     settings.write_text(MARKER + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -309,7 +309,6 @@ class SequenceSettings(_Section):
     epochs: int = Field(30, ge=1)
     patience: int = Field(3, ge=1, description="epochs without a better validation before training stops")
     max_tokens: int = Field(4_000_000, ge=1000, description="steps read in all epochs together; the newest count most")
-    max_seconds: float = Field(600, gt=0, description="no new epoch is begun after this long (reruns may then differ)")
     update_epochs: int = Field(1, ge=1)
 
 

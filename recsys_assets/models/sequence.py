@@ -63,7 +63,7 @@ class SequenceModel:
     @classmethod
     def fit(cls, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
         """Trains until the newest 7 % of the time are predicted no better for `patience` epochs, or `epochs` or
-        `max_tokens` are used up, then shows those 7 % once. Same bytes on a rerun (CPU), unless `max_seconds` cut in.
+        `max_tokens` are used up, then shows those 7 % once. Same bytes on a rerun (CPU).
         """
         model = cls._empty(data, settings)
         walked = steps(data.events)
@@ -409,9 +409,6 @@ def _train(
                     best, best_weights = quality, {k: v.clone() for k, v in network.state_dict().items()}
             log(f"{line}, {monotonic() - began:.0f} s")
             if stale >= own.patience:
-                break
-            if monotonic() - began > own.max_seconds and epoch + 1 < epochs:
-                log(f"sequence: stopped after max_seconds ({own.max_seconds:g} s); a rerun may differ")
                 break
     if best_weights is not None:
         network.load_state_dict(best_weights)
