@@ -34,7 +34,8 @@ def fitted(given: Crowd) -> tuple[Propensity, pl.DataFrame, np.ndarray, np.ndarr
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_ranking_is_nearly_as_good_as_the_truth(seed: int) -> None:
-    model, frame, taken, chance = fitted(crowd(daily=3, seed=seed))
+    # Tastes show in events: with three a day the true weights themselves, over shares of sixty events, lose 0.014.
+    model, frame, taken, chance = fitted(crowd(daily=6, seed=seed))
     truth, own = roc_auc_score(taken, chance), roc_auc_score(taken, model.margin(frame))
     most_active = roc_auc_score(taken, frame["events"])
     assert own == pytest.approx(truth, abs=0.02), "nor better: that would be the label, seen beforehand"
