@@ -6,7 +6,8 @@ and record, a changed day is noticed by its fingerprint. The object's name tells
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -18,7 +19,7 @@ from recsys_assets.ingest.listing import Place, placer
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import Settings, SqlEventsSettings
 from recsys_assets.sources.database import Clock, Database, batches, between, timed, without_time
-from recsys_assets.storage.bucket import Bucket, ObjectChanged
+from recsys_assets.storage.bucket import Bucket, LogObject, ObjectChanged
 
 
 @dataclass
@@ -58,21 +59,20 @@ def _load_day(pipeline: Pipeline, connection: sa.Connection, day: str) -> dict[s
         clock = Clock(where, events, read)
         columns = {**read.columns, **{f"row_{number}": column for number, column in enumerate(read.key)}}
         condition = between(read, clock, day, day, settings.calendar.time_zone)
-        written = set()
+        standing, written = _standing(pipeline.bucket, settings, day, name), set()
         for rows in batches(connection, where, read, columns, settings.sql.batch_rows, condition):
             key = object_key(settings, day, name, loaded.objects)
             records = [_record(row, events, clock) for row in rows]
             content = "[" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in records) + "]"
-            if not _stands(pipeline.bucket, key, content.encode()):
+            if not _holds(pipeline.bucket, standing.get(key), content.encode()):
                 pipeline.bucket.put(key, content.encode())
                 loaded.changed += 1
             written.add(key)
             loaded.rows += len(rows)
             loaded.objects += 1
-        for key in _left_over(pipeline.bucket, settings, day, name):
-            if key not in written:
-                pipeline.bucket.delete(key)
-                loaded.removed += 1
+        for key in standing.keys() - written:
+            pipeline.bucket.delete(key)
+            loaded.removed += 1
         loaded.without_time = without_time(connection, read)
         done[name] = loaded
     return done
@@ -98,17 +98,16 @@ def _day_folder(settings: Settings, day: str) -> str:
     return settings.bucket.prefix + datetime.combine(date.fromisoformat(day), time()).strftime(settings.bucket.layout)
 
 
-def _left_over(bucket: Bucket, settings: Settings, day: str, name: str) -> Iterator[str]:
+def _standing(bucket: Bucket, settings: Settings, day: str, name: str) -> dict[str, LogObject]:
+    """The objects of a table that an earlier read of the day left. Listed: asked for one key that is not there, S3 says
+    so only to those who may list the whole bucket."""
     folder = _day_folder(settings, day)
-    for obj in bucket.level(folder)[0]:
-        number = obj.key.removeprefix(folder + _prefix(name)).removesuffix(".json")
-        if number.isdigit() and obj.key == f"{folder}{_prefix(name)}{number}.json":
-            yield obj.key
+    found = re.compile(re.escape(folder + _prefix(name)) + r"\d+\.json")
+    return {obj.key: obj for obj in bucket.level(folder)[0] if found.fullmatch(obj.key)}
 
 
-def _stands(bucket: Bucket, key: str, content: bytes) -> bool:
-    """Whether the object holds exactly this already: a day that is read again then keeps its fingerprint."""
-    there = bucket.head(key)
+def _holds(bucket: Bucket, there: LogObject | None, content: bytes) -> bool:
+    """Whether an object holds exactly this already: a day that is read again then keeps its fingerprint."""
     try:
         return there is not None and there.size == len(content) and bucket.get(there) == content
     except ObjectChanged:

@@ -1,3 +1,4 @@
+import fnmatch
 import io
 import json
 import math
@@ -19,7 +20,7 @@ from sqlalchemy.dialects import mysql
 
 from recsys_assets.days import day_start_ms
 from recsys_assets.pipeline import InputError, Pipeline
-from recsys_assets.settings import SettingsError, SqlEventsSettings, load_settings
+from recsys_assets.settings import BucketSettings, SettingsError, SqlEventsSettings, load_settings
 from recsys_assets.sources import database as database_module
 from recsys_assets.sources.assets import catalogue, nightly_tables, sql_events, watch_ratings
 from recsys_assets.sources.database import Database
@@ -190,6 +191,33 @@ def test_a_day_read_again_changes_only_what_changed(any_database: str, tmp_path:
     (emptied,) = load_day(pipeline, database, DAYS[0]).values()
     assert (emptied.rows, emptied.removed) == (0, first.objects)
     assert list(written(pipeline)) == [f"logs/{DAYS[0].replace('-', '/')}/sql-other-00000.json"], "not ours"
+
+
+def test_into_an_s3_bucket_with_no_more_than_the_page_s_permissions(s3_bucket: BucketSettings, tmp_path: Path) -> None:
+    table, url = orders_table(), f"sqlite:///{tmp_path}/shop.db"
+    engine = fill(url, table, generated(500))
+    bucket = {"url": s3_bucket.url, "endpoint_url": s3_bucket.endpoint_url}
+    sql = {"url": url, "batch_rows": 100, "events": {"orders": ORDERS}}
+    pipeline = make_home(tmp_path / "home", calendar={"time_zone": ZONE}, bucket=bucket, sql=sql)
+    asked: set[str] = set()
+    written: set[str] = set()
+
+    def note(model: Any, params: Any, **_: Any) -> None:
+        asked.add(model.name)
+        if model.name in ("PutObject", "DeleteObject"):
+            written.add(params["url_path"].partition("/logs/")[2])
+
+    pipeline.bucket._client.meta.events.register("before-call.s3", note)  # type: ignore[attr-defined]
+    database = Database(pipeline.settings.sql)
+    (first,) = load_day(pipeline, database, DAYS[0]).values()
+    (again,) = load_day(pipeline, database, DAYS[0]).values()
+    assert (again.rows, again.changed, again.removed) == (first.rows, 0, 0)
+    with engine.begin() as connection:
+        connection.execute(table.delete())
+    (emptied,) = load_day(pipeline, database, DAYS[0]).values()
+    assert emptied.removed == first.objects == len(written) > 1
+    assert asked <= {"ListObjectsV2", "GetObject", "PutObject", "DeleteObject"}
+    assert all(fnmatch.fnmatchcase(f"logs/{key}", "logs/*/sql-*") for key in written)
 
 
 def test_rows_that_come_while_we_read_are_not_seen_and_a_broken_connection_begins_again(
