@@ -6,7 +6,7 @@ on one thread and on two (`recsys replay`), which compares the SHA-256 of every 
 
 | name | |
 |---|---|
-| replay.equal | the share of the replays in which every file is what was published; `differences` names the first ones |
+| replay.equal | the share of the replays in which every file is what was published; `differences` names them |
 | replay.files | files that were compared |
 | replay.train_seconds, replay.seconds | of one day, by the clock |
 
