@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from recsys_assets.audience.features import DAY_MS, FEATURE_COLUMNS, features, labels
 from recsys_assets.audience.measure import brier
-from recsys_assets.audience.propensity import Propensity, calibrate, fit, libsvm
+from recsys_assets.audience.propensity import Propensity, _folds, calibrate, fit, libsvm
 from recsys_assets.days import day_start_ms, shift
 from recsys_assets.pipeline import InputError
 from recsys_assets_tests.audience.behaviour import FIRST, Crowd, crowd
@@ -64,6 +64,17 @@ def test_what_is_saved_is_what_was_fitted_and_the_same_inputs_give_the_same(tmp_
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     assert (Propensity.load(tmp_path / "a").margin(frame) == model.margin(frame)).all()
+
+
+def test_a_user_s_periods_are_never_on_both_sides_when_probabilities_are_learned() -> None:
+    rng = np.random.default_rng(2)
+    users = rng.integers(0, 200, 900).astype(str).astype(object)
+    taken = rng.random(900) < 0.05
+    ever, folds = _folds(users, taken, 7)
+    assert ever == len(set(users[taken]))
+    assert len(set(zip(users, folds, strict=True))) == len(set(users))
+    takers = [len(set(users[taken & (folds == fold)])) for fold in range(5)]
+    assert max(takers) - min(takers) <= 1, "spread evenly"
 
 
 def test_a_device_that_nobody_tells_is_left_out_and_one_that_some_tell_is_filled() -> None:
