@@ -27,6 +27,11 @@ ON = {
     "RECSYS_SQL__USERS": "{table: customers}",
     "RECSYS_AUDIENCE__ACTION": "CLICK",
     "RECSYS_AUDIENCE__MOBILE_COLUMN": "device",
+    "RECSYS_PERSONALIZE__URL": "s3://for-personalize/shop",
+    "RECSYS_PERSONALIZE__ROLE_ARN": "arn:aws:iam::123456789012:role/reads",
+    "RECSYS_PERSONALIZE__DATASET_GROUP_ARN": "arn:aws:personalize:eu-west-1:123456789012:dataset-group/shop",
+    "RECSYS_PERSONALIZE__SOLUTION_ARN": "arn:aws:personalize:eu-west-1:123456789012:solution/shop",
+    "RECSYS_PERSONALIZE__CAMPAIGN": "shop",
     "RECSYS_JOBS__RETRIES": "5",
 }
 MODULES = [
@@ -34,10 +39,15 @@ MODULES = [
     "recsys_assets.publishing",
     "recsys_assets.sources.database",
     "recsys_assets.audience",
+    "recsys_assets.personalize",
 ]
 ASSETS = [
     "audience",
     "catalogue",
+    "personalize_campaign",
+    "personalize_export",
+    "personalize_import",
+    "personalize_solution_version",
     "propensity_model",
     "published_champion",
     "published_metrics",
@@ -45,7 +55,13 @@ ASSETS = [
     "user_features",
     "users",
 ]
-DOCS = {"events": ["queue"], "sql": ["sql"], "metrics": ["publish", "jobs"], "audience": ["audience"]}
+DOCS = {
+    "events": ["queue"],
+    "sql": ["sql"],
+    "metrics": ["publish", "jobs"],
+    "audience": ["audience"],
+    "personalize": ["personalize"],
+}
 NO_POLICY = ["audience"]
 """Pages of what needs no permission beyond those there are."""
 
@@ -97,11 +113,11 @@ def test_what_is_off_is_not_there_and_what_is_on_is() -> None:
     assert not set(MODULES) & set(off["modules"])
     assert set(MODULES) <= set(on["modules"])
     assert off["sensors"] == ["new_log_prefixes"]
-    assert on["sensors"] == ["bucket_events", "new_log_prefixes"]
+    assert on["sensors"] == ["bucket_events", "new_log_prefixes", "personalize_progress"]
     assert sorted(set(on["assets"]) - set(off["assets"])) == ASSETS
     assert set(on["train"]) - set(off["train"]) == {"published_champion", "published_metrics"}
-    assert set(on["jobs"]) - set(off["jobs"]) == {"find_audience", "load_tables"}
-    assert set(on["schedules"]) - set(off["schedules"]) == {"nightly_audience", "nightly_tables"}
+    assert set(on["jobs"]) - set(off["jobs"]) == {"find_audience", "load_tables", "personalize"}
+    assert set(on["schedules"]) - set(off["schedules"]) == {"nightly_audience", "nightly_personalize", "nightly_tables"}
     assert (off["before"], on["before"]) == ([], ["sql_events"])
     assert on["order"] == ["sql_events"], "not in the lineage alone, but in the run"
     assert off["retries"] == [None] * len(off["jobs"])

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -297,6 +297,17 @@ def to_csv(frame: pl.DataFrame, fields: Iterable[Field], kind: str) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------------------- erasure
+
+
+def files_of(exports: Exports, erased: Erased) -> Iterator[tuple[str, bytes, int]]:
+    """Key, content without them, and rows of erased users, of every file in the bucket that has any."""
+    for kind in ("interactions", "users"):
+        for day in sorted(exports.days(kind)):
+            key = exports.key(kind, day)
+            found = exports.bucket.head(key)
+            content, rows = cut(exports.bucket.get(found), erased) if found is not None else (b"", 0)
+            if rows:
+                yield key, content, rows
 
 
 def cut(content: bytes, erased: Erased) -> tuple[bytes, int]:

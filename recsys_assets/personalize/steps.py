@@ -151,26 +151,36 @@ def is_at_work(record: Record, step: str) -> bool:
     )
 
 
-def holds_turn(record: Record) -> bool:
-    """Whether a day is between the start of its import and the end of its training."""
-    if is_at_work(record, "import") or is_at_work(record, "version"):
-        return True
-    return status_of(record, "import") == ACTIVE and "version" in record and status_of(record, "version") == WAITING
+def number_of(record: Record, step: str) -> int:
+    return max((job["number"] for job in jobs_of(record, step).values()), default=0)
 
 
-def obstacle(records: dict[str, Record], day: str, step: str) -> str | None:
-    """Which day a step must wait for, and why; None: it may start as far as the other days are concerned."""
-    others = {each: record for each, record in records.items() if each != day and not record.get("done")}
-    if step == "import":
-        for each, record in others.items():
-            if holds_turn(record):
-                return f"{each} is being imported or trained on: one day at a time"
-            if each < day and "import" in record and status_of(record, "import") == WAITING:
-                return f"{each} goes first"
-    if step == "version":
-        for each, record in others.items():
-            if is_at_work(record, "import") or is_at_work(record, "version"):
-                return f"{each} is being imported or trained on: one day at a time"
+def is_tried_again(record: Record, step: str, settings: PersonalizeSettings) -> bool:
+    """Whether a step failed that the sensor will start once more."""
+    return status_of(record, step) in FAILED and number_of(record, step) < settings.max_attempts
+
+
+def obstacle(records: dict[str, Record], day: str, step: str, settings: PersonalizeSettings) -> str | None:
+    """Which day a step must wait for, and why; None: it may start as far as the other days are concerned.
+
+    No two days wait for each other: a training waits for nothing but jobs that run, an import for days that are
+    between import and training, and for older ones.
+    """
+    for other, record in records.items():
+        if other == day or record.get("done") or step == "campaign":
+            continue
+        if is_at_work(record, "import") or is_at_work(record, "version"):
+            return f"{other} is being imported or trained on: one day at a time"
+        if step == "version":
+            continue
+        trains = status_of(record, "version") == WAITING or is_tried_again(record, "version", settings)
+        if status_of(record, "import") == ACTIVE and "version" in record and trains:
+            return f"{other} is to be trained on first: one day at a time"
+        if other < day and "import" in record:
+            if is_tried_again(record, "import", settings):
+                return f"{other} goes first: its import failed, and is to be tried again"
+            if status_of(record, "import") == WAITING:
+                return f"{other} goes first"
     return None
 
 
@@ -185,19 +195,21 @@ def due(
     record = records[day]
     for step in steps_of(settings):
         status, jobs = status_of(record, step), jobs_of(record, step)
-        number = max((job["number"] for job in jobs.values()), default=0)
+        number = number_of(record, step)
         if status in FAILED:
             failed = [job for job in jobs.values() if job["status"] in FAILED]
             if not all(job["reported"] for job in failed):
                 return step, f"failed {number}"
-            return (step, f"again after {number}") if number < settings.max_attempts else None
+            if not is_tried_again(record, step, settings) or obstacle(records, day, step, settings):
+                return None
+            return step, f"again after {number}"
         if any(is_late(job, settings, now) and not job["reported"] for job in jobs.values()):
             return step, f"late {number}"
         if is_at_work(record, step) or any(is_late(job, settings, now) for job in jobs.values()):
             return None
         if status == WAITING or is_outdated(record, step):
             again = record.get(step, {}).get("again")
-            if (again and now < datetime.fromisoformat(again)) or obstacle(records, day, step):
+            if (again and now < datetime.fromisoformat(again)) or obstacle(records, day, step, settings):
                 return None
             return step, f"to start {number} {again or ''}".strip()
         if told.get(step) != account(record, step):
@@ -398,7 +410,7 @@ class Chain:
             new[name] = self._job(day, name, of, 1 if job is None else job["number"] + 1, now)
         if not new and all(job["arn"] is not None for job in jobs.values()):
             return
-        if why := obstacle(self.records.all(), day, step):
+        if why := obstacle(self.records.all(), day, step, self.settings):
             raise _Wait(why)
         for name, job in new.items():
             replaced = jobs.get(name)

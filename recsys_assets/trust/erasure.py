@@ -277,6 +277,8 @@ def _erase_one(
     for days in consecutive(sorted(changed & raw & cleaned)):
         run_job("readmit", days, {"ops": {"interactions": {"config": {"force": True}}}})
     _remove_trained(pipeline, erased, receipt, say)
+    if pipeline.settings.personalize.url:
+        _cut_exports(pipeline, erased, receipt, say)
     newest = pipeline.tables.days("recommendations")[-1:]
     if newest and pipeline.artifacts.current("training_set", newest[0]) is None and pipeline.champion.read():
         try:
@@ -325,6 +327,28 @@ def _strip_table(pipeline: Pipeline, table: str, day: str, erased: Erased) -> No
     for export in path.parent.glob(f"{day}.*"):  # an audience as CSV and LibSVM: made again when it is next asked for
         if export != path:
             export.unlink()
+
+
+def _cut_exports(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable[[str], None]) -> None:
+    """Takes the user out of the files that Amazon Personalize reads. They have changed then, so that its next import
+    replaces everything. What it has imported and learned is its own to delete (docs/personalize.md)."""
+    from recsys_assets.personalize.export import Exports, files_of
+    from recsys_assets.personalize.steps import Records
+
+    exports = Exports(pipeline)
+    whole = {"key": exports.location("interactions"), "of": "personalize"}
+    try:
+        with Records(pipeline).lock():
+            for key, content, rows in files_of(exports, erased):
+                receipt.note("touched", {"what": "personalize", "key": key, "records": rows}, "what", "key")
+                say(f"personalize      {key}: {rows} rows")
+                exports.bucket.put(key, content)
+        receipt.note("left", {"what": "Amazon Personalize", "why": "delete the user there: CreateDataDeletionJob"})
+        if any(entry["key"] == whole["key"] for entry in receipt.content["source"]):  # refused the last time
+            receipt.note("source", whole | {"what": "rewritten"}, "key")
+    except BucketError as error:
+        receipt.note("source", whole | {"what": f"{REFUSED}{error}"}, "key")
+        say(f"personalize      {whole['key']}: {REFUSED}{error}")
 
 
 def _strip_holdout(pipeline: Pipeline, version: str, erased: Erased) -> None:
@@ -376,6 +400,8 @@ def _cut_source(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Calla
     place = placer(pipeline.settings)
     for entry in receipt.content["source"]:
         key = entry["key"]
+        if entry.get("of") == "personalize":  # in another bucket, and dealt with
+            continue
         where = place(key)
         if where is None or where.day is None:
             entry["what"] = "left: its day is that of its last change; delete it yourself"

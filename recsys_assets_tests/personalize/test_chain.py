@@ -101,7 +101,7 @@ def test_three_base_dates_through_failures_throttling_and_kills(
     """A backfill of three days; every run that the sensor asks for is killed the first time, at another moment each."""
     fake = server.fake
     fake.rates, fake.page = {"throttle": 0.1, "error": 0.05, "lost": 0.1}, 1
-    fake.quota["CreateDatasetImportJob"] = 9
+    fake.quota["CreateDatasetImportJob"] = 5
     fake.to_fail = {
         "An internal error.": [
             f"dataset-import-job recsys-interactions-{DAYS[0]}",
@@ -110,7 +110,7 @@ def test_three_base_dates_through_failures_throttling_and_kills(
         ]
     }
     home = tmp_path / "home"
-    home.mkdir()
+    (home / "dagster").mkdir(parents=True)
     with dg.DagsterInstance.local_temp(str(home / "dagster")) as instance:
         rates, fake.rates = fake.rates, {}
         shop = Shop(home, s3_bucket, instance, server)

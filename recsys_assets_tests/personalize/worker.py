@@ -69,19 +69,11 @@ def call(pipeline: Pipeline, personalize: Personalize, exports: Exports, day: st
         chain.advance(day, step)
 
 
-def run(pipeline: Pipeline, day: str, steps: list[str]) -> bool:
-    with dg.DagsterInstance.local_temp(str(pipeline.settings.home / "dagster")) as instance:
-        return (
-            definitions(pipeline)
-            .resolve_job_def("personalize")
-            .execute_in_process(
-                instance=instance,
-                partition_key=day,
-                asset_selection=[dg.AssetKey(f"personalize_{step}") for step in steps],
-                raise_on_error=False,
-            )
-            .success
-        )
+def run(job: dg.JobDefinition, instance: dg.DagsterInstance, day: str, steps: list[str]) -> bool:
+    selection = [dg.AssetKey(f"personalize_{step}") for step in steps]
+    return job.execute_in_process(
+        instance=instance, partition_key=day, asset_selection=selection, raise_on_error=False
+    ).success
 
 
 def main() -> None:
@@ -89,7 +81,10 @@ def main() -> None:
     service.PAUSES = (0.005, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005)
     pipeline = Pipeline.open(home)
     personalize, exports = Personalize(pipeline.settings.personalize), Exports(pipeline)
-    definitions(pipeline).get_repository_def(), exports.bucket  # warm: each process begins with them
+    exports.bucket.level("")  # warm: each process begins with what is open by then
+    job = definitions(pipeline).resolve_job_def("personalize")
+    (home / "dagster").mkdir(exist_ok=True)
+    instance = dg.DagsterInstance.local_temp(str(home / "dagster"))
     for line in sys.stdin:
         what, day, steps, kill_at = line.split()
         pid = os.fork()
@@ -104,7 +99,7 @@ def main() -> None:
                     call(pipeline, personalize, exports, day, steps)
                     ended = 0
                 else:
-                    ended = 0 if run(pipeline, day, steps.split(",")) else 2
+                    ended = 0 if run(job, instance, day, steps.split(",")) else 2
             finally:
                 os._exit(ended)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
