@@ -35,7 +35,7 @@ import polars as pl
 from benchmarks import end_to_end, old_script
 from benchmarks.lines import emit, progress
 from benchmarks.year import recsys
-from recsys_assets.ingest.decode import raw_table
+from recsys_assets.ingest.decode import raw_batches
 from recsys_assets.ingest.validate import CleanResult, clean
 from recsys_assets.settings import Settings
 from recsys_assets.storage.bucket import LogObject
@@ -167,7 +167,7 @@ def ours(folder: Path, target: Path) -> CleanResult:
     settings = Settings(home=folder)
     paths = sorted(folder.iterdir())
     contents = ((LogObject(path.name, "", 0, MODIFIED), _read(path)) for path in paths)
-    raw = raw_table(contents, settings.bucket.max_object_mb * 2**20)
+    raw = raw_batches(contents, settings.bucket.max_object_mb * 2**20)
     with duckdb.connect() as connection:
         result = clean(connection, raw, DAY, settings)
     rows = pl.concat([result.interactions, result.rejected], how="diagonal")

@@ -42,11 +42,13 @@ price, in this order. What becomes of odd input:
 
 import itertools
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
+from typing import TypeAlias
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -58,18 +60,18 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recsys_assets.ingest.decode import EXCERPT_CHARACTERS, Rejection, is_whole, split
+from recsys_assets.ingest.decode import EXCERPT_CHARACTERS, RAW_SCHEMA, Rejection, is_whole, split
+from recsys_assets.ingest.plain import EARLIEST_MS, MAX_ID_CHARACTERS, plain_events
 from recsys_assets.settings import Settings
 
-MAX_ID_CHARACTERS = 256
 ERASED = "erased"
 MARKER = '{"recsys":"erased"}'  # stands where a record of an erased user was cut out (ingest/erased.py)
-EARLIEST_MS = 946_684_800_000  # 2000-01-01
 _LATEST_GUESS_MS = 4_102_444_800_000  # 2100-01-01: up to here a wrong unit is recognised
 _DAY_MS = 86_400_000
 _SLACK_DAYS = 2  # clocks of clients run ahead, and time zones reach a day over the server's
 _TEXT_AT_ONCE = 5 << 25  # bytes of objects cleaned together: a larger day is cleaned in portions
 _CUT_AT_ONCE = 1 << 27  # bytes of records that were cut out of damaged objects and objects of lines
+_DECODERS = 2  # threads, of what is one core's work each
 _SPILL_GROUP = 1 << 14  # rows that are read back together
 _SPILL_RANGE = 1 << 20
 
@@ -98,6 +100,7 @@ REJECTED_SCHEMA = pl.Schema(
 _EVENT_COLUMNS = ("object", "record", "user_id", "item_id", "action", "ms", "category_id", "price")
 _EVENT_TYPES = (pl.Int32(), pl.Int32(), pl.String(), pl.String(), pl.Int32(), pl.Int64(), pl.String(), pl.Float64())
 _EVENT_SCHEMA = pl.Schema(zip(_EVENT_COLUMNS, _EVENT_TYPES, strict=True))  # object and action are positions
+_HEAD_SCHEMA = pl.Schema({"key": pl.String(), "limit_ms": pl.Int64()})
 _TOLD_SCHEMA = pl.Schema(
     {
         "object": pl.Int32(),
@@ -107,6 +110,10 @@ _TOLD_SCHEMA = pl.Schema(
         "excerpt": pl.String(),
     }
 )
+
+
+Raw: TypeAlias = Path | pa.Table | Iterable[pa.RecordBatch]
+"""A raw day of decode.RAW_SCHEMA: its Parquet file, a table, or batches as they come."""
 
 
 class ConservationError(RuntimeError):
@@ -143,12 +150,12 @@ class CleanResult:
     by_key: pl.DataFrame
 
 
-def clean(connection: duckdb.DuckDBPyConnection, raw: pa.Table | Path, day: str, settings: Settings) -> CleanResult:
+def clean(connection: duckdb.DuckDBPyConnection, raw: Raw, day: str, settings: Settings) -> CleanResult:
     """Validates and deduplicates a raw day. The same records give the same result, whatever order the rows come in.
 
     Args:
         connection: any; nothing is left in it.
-        raw: a row per object, as decode.raw_table makes it (RAW_SCHEMA), or the Parquet file of that.
+        raw: a row per object, as decode.raw_table or raw_batches make them, or the Parquet file of that.
         day: the partition, 'YYYY-MM-DD', a day of the calendar's time zone.
 
     Raises:
@@ -160,28 +167,40 @@ def clean(connection: duckdb.DuckDBPyConnection, raw: pa.Table | Path, day: str,
 
 
 def clean_days(
-    connection: duckdb.DuckDBPyConnection, raws: Mapping[str, pa.Table | Path], settings: Settings
+    connection: duckdb.DuckDBPyConnection, raws: Mapping[str, Raw], settings: Settings
 ) -> Iterator[tuple[str, CleanResult]]:
     """`clean` of several days by one statement: to compile it takes longer than to run it over a small day."""
     days = sorted(raws)
-    tables = [raw if isinstance(raw, pa.Table) else _fragment(raw).to_table() for raw in (raws[day] for day in days)]
-    by_day = [
-        table.set_column(0, "key", pc.binary_join_element_wise(day, table["key"], "/"))
-        for day, table in zip(days, tables, strict=True)
-    ]
+    objects_of: list[int] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for day in days:
+            objects_of.append(0)
+            for batch in _batches(raws[day]):
+                objects_of[-1] += len(batch)
+                yield batch.set_column(0, "key", pc.binary_join_element_wise(day, batch["key"], "/"))
+
     with connection.cursor() as cursor, connection.cursor() as reader:
-        together = pa.concat_tables(by_day)
-        judged = _judge(cursor, reader, together, _objects(together), sorted(settings.actions))
+        objects, records_in, events, rejected = _judge(cursor, reader, batches(), None, sorted(settings.actions))
     first = 0
-    for day, table in zip(days, tables, strict=True):
-        end = first + len(table)
+    for day, count in zip(days, objects_of, strict=True):
+        end = first + count
         inside, number = pl.col("object").is_between(first, end, closed="left"), pl.col("object") - first
-        events, rejected = (each.filter(inside).with_columns(number.alias("object")) for each in judged[1:])
-        keys = pl.Series("key", table["key"]).sort()
-        result = _result(events, rejected, keys, judged[0][first:end], day, settings)
+        valid, others = (
+            each.filter(inside).with_columns(number.alias("object")) if len(days) > 1 else each
+            for each in (events, rejected)
+        )
+        keys = objects["key"][first:end].str.slice(len(day) + 1)
+        result = _result(valid, others, keys, records_in[first:end], day, settings)
         assert_conserved(result.by_key)
         yield day, result
         first = end
+
+
+def _batches(raw: Raw) -> Iterable[pa.RecordBatch]:
+    if isinstance(raw, Path):
+        return _fragment(raw).to_batches(batch_readahead=2)
+    return raw.to_batches() if isinstance(raw, pa.Table) else raw
 
 
 def text_bytes(raw: Path) -> int:
@@ -217,18 +236,18 @@ def clean_large(
         ConservationError, ValueError: as `clean`, the former perhaps after `write` took rows.
     """
     fragment = _fragment(raw)
-    objects = _objects(fragment.to_table(columns=["key", "last_modified"]))
+    objects = _objects(_heads(fragment.to_table(columns=["key", "last_modified"])))
     keys, names = objects["key"], sorted(settings.actions)
     by_user, by_key = _Spill(spill, "user_id"), _Spill(spill, "source_key")
     records_in = np.zeros(len(keys), np.int64)
     for groups in _row_groups(fragment):
         with connection.cursor() as cursor, connection.cursor() as reader:
-            table = fragment.subset(row_group_ids=groups).to_table()
-            counted, events, rejected = _judge(cursor, reader, table, objects, names)
+            batches = fragment.subset(row_group_ids=groups).to_batches(batch_readahead=2)
+            _, counted, events, rejected = _judge(cursor, reader, batches, objects, names)
         records_in += counted
         by_user.add(events[pl.Series(_ranks(events["user_id"])).arg_sort()])
         by_key.add(_named(rejected, keys))
-        del table, events, rejected
+        del events, rejected
 
     nobody = pl.DataFrame(schema=_TOLD_SCHEMA)
     total = rules(_result(pl.DataFrame(schema=_EVENT_SCHEMA), nobody, keys, records_in, day, settings))
@@ -314,40 +333,58 @@ def _row_groups(fragment: ds.ParquetFileFragment) -> list[list[int]]:
     return portions
 
 
-def _objects(raw: pa.Table) -> pl.DataFrame:
-    """The day's objects in the order of their keys: key, object (the number), limit_ms (timestamps lie before it).
+def _heads(raw: pa.RecordBatch | pa.Table) -> pl.DataFrame:
+    """_HEAD_SCHEMA of each object: its key, and what its timestamps lie before."""
+    frame = pl.DataFrame({"key": raw["key"], "limit_ms": raw["last_modified"]}, schema_overrides={"key": pl.String()})
+    return frame.with_columns(
+        pl.col("limit_ms").dt.truncate("1d").dt.epoch("ms") + (_SLACK_DAYS + 1) * _DAY_MS
+    ).match_to_schema(_HEAD_SCHEMA)
+
+
+def _objects(heads: pl.DataFrame) -> pl.DataFrame:
+    """The day's objects in the order of their keys: key, limit_ms, object (the number).
 
     Raises:
         ValueError: a key stands in two rows.
     """
-    frame = pl.DataFrame({"key": raw["key"], "last_modified": raw["last_modified"]}).sort("key")
-    if frame["key"].n_unique() < len(frame):
+    if heads["key"].n_unique() < len(heads):
         raise ValueError("the raw day holds a key twice")
-    return frame.select(
-        "key",
-        pl.int_range(pl.len(), dtype=pl.Int32()).alias("object"),
-        pl.col("last_modified").dt.truncate("1d").dt.epoch("ms").alias("limit_ms") + (_SLACK_DAYS + 1) * _DAY_MS,
-    )
+    return heads.sort("key").with_columns(pl.int_range(pl.len(), dtype=pl.Int32()).alias("object"))
 
 
 def _judge(
     cursor: duckdb.DuckDBPyConnection,
     reader: duckdb.DuckDBPyConnection,
-    raw: pa.Table,
-    objects: pl.DataFrame,
+    batches: Iterable[pa.RecordBatch],
+    objects: pl.DataFrame | None,
     names: list[str],
-) -> tuple[NDArray[np.int64], pl.DataFrame, pl.DataFrame]:
-    """Every record on its own: int64[objects], how many each object has; the valid events (_EVENT_SCHEMA, in no order);
-    and the others (_TOLD_SCHEMA, by object and record)."""
+) -> tuple[pl.DataFrame, NDArray[np.int64], pl.DataFrame, pl.DataFrame]:
+    """Every record on its own.
+
+    Args:
+        batches: of RAW_SCHEMA.
+        objects: those of the whole day, if `batches` are a part of it (`_objects`).
+
+    Returns:
+        The objects; int64[objects], how many records each has; the valid events (_EVENT_SCHEMA, in no order); and the
+        others (_TOLD_SCHEMA, by object and record).
+    """
+    heads, counts, events, left = _plain(batches, names)
+    objects = _objects(heads) if objects is None else objects
+    number = heads.join(objects, on="key", how="left", maintain_order="left")["object"]
+    records_in = np.zeros(len(objects), np.int64)
+    records_in[number.to_numpy()] = counts
+    events = events.with_columns(number.gather(events["object"]))
+    if not len(left):
+        return objects, records_in, events, pl.DataFrame(schema=_TOLD_SCHEMA)
+
     for each in (cursor, reader):
-        each.register("raw_objects", raw)
+        each.register("raw_objects", left)
     counted = _frame(cursor.sql(_COUNT)).join(objects, on="key")
-    records_in = np.zeros(len(objects), np.int64)  # of arrays; the others are counted as they are cut
-    records_in[counted["object"].to_numpy()] = counted["records"].fill_null(0).to_numpy()
+    records_in[counted["object"].to_numpy()] = counted["records"].fill_null(0).to_numpy()  # others as they are cut
     here = counted.select("key", "object", "limit_ms", pl.col("records").is_not_null().alias("is_array")).to_arrow()
     for each in (cursor, reader):
         each.register("objects", here)
-
     found = [_judged(cursor, _FROM_ARRAYS, names)]
     told: list[tuple[int, int, Rejection]] = []
     for texts in _cut(reader, records_in, told):
@@ -356,7 +393,49 @@ def _judge(
         cursor.unregister("texts")
     records = pl.concat(found)
     rejected = _explain(cursor, records.filter(pl.col("reason").is_not_null()), told)
-    return records_in, records.filter(pl.col("reason").is_null()).select(*_EVENT_COLUMNS), rejected
+    valid = records.filter(pl.col("reason").is_null()).select(*_EVENT_COLUMNS)
+    return objects, records_in, pl.concat([events, valid]), rejected
+
+
+def _plain(
+    batches: Iterable[pa.RecordBatch], names: list[str]
+) -> tuple[pl.DataFrame, NDArray[np.int64], pl.DataFrame, pa.Table]:
+    """Decodes plain objects on all cores while `batches` are read.
+
+    Returns:
+        The objects as they came (key, last_modified, limit_ms); int64[objects], how many records each has, 0 if it is
+        left; the events of plain objects, by their place among all; and the rows of those that are left.
+    """
+    heads: list[pl.DataFrame] = []
+    counts: list[NDArray[np.int64]] = []
+    events: list[pl.DataFrame] = []
+    left: list[pa.RecordBatch] = []
+    first = 0
+
+    def take(batch: pa.RecordBatch, found: tuple[pl.DataFrame, NDArray[np.int64]]) -> None:
+        nonlocal first
+        events.append(found[0].with_columns(pl.col("object") + first))
+        counts.append(found[1].clip(0))
+        if len(rest := np.flatnonzero(found[1] < 0)):
+            left.append(batch.take(pa.array(rest)))
+        first += len(batch)
+
+    running: deque[tuple[pa.RecordBatch, Future[tuple[pl.DataFrame, NDArray[np.int64]]]]] = deque()
+    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+        for batch in batches:
+            heads.append(_heads(batch))
+            running.append((batch, pool.submit(plain_events, batch, heads[-1]["limit_ms"].to_numpy(), names)))
+            if len(running) > 2 * _DECODERS:
+                done, future = running.popleft()
+                take(done, future.result())
+        for done, future in running:
+            take(done, future.result())
+    return (
+        pl.concat([pl.DataFrame(schema=_HEAD_SCHEMA), *heads]),
+        np.concatenate([np.empty(0, np.int64), *counts]),
+        pl.concat([pl.DataFrame(schema=_EVENT_SCHEMA), *events]),
+        pa.Table.from_batches(left, RAW_SCHEMA),
+    )
 
 
 def _result(
@@ -368,7 +447,7 @@ def _result(
     settings: Settings,
 ) -> CleanResult:
     """The result of judged records. `records_in`: of each object; None: just these."""
-    names = sorted(settings.actions)
+    names, events = sorted(settings.actions), events.rechunk()
     start_ms, end_ms = _bounds_ms(day, settings.calendar.time_zone)
     order, again, users, items = _deduplicated(events)
 
@@ -376,7 +455,7 @@ def _result(
         return np.bincount(numbers.to_numpy(), minlength=len(keys))
 
     duplicates = per_object(events["object"].gather(again))
-    kept = events.rechunk().select(pl.all().gather(order))
+    kept = events.select(pl.all().gather(order))
     interactions = kept.select(
         "user_id",
         "item_id",
@@ -451,7 +530,9 @@ def _deduplicated(events: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.i
     Sorting one integer is four times faster than sorting by all columns, and leaves few rows that share a user and a
     moment (or many in a small day): only these are sorted by all.
     """
-    user, item = _ranks(events["user_id"]), _ranks(events["item_id"])
+    with ThreadPoolExecutor(1) as pool:
+        items = pool.submit(events["item_id"].n_unique)
+        user = _ranks(events["user_id"])
     action, ms, place, record = (events[name].to_numpy() for name in ("action", "ms", "object", "record"))
     since = ms - ms.min(initial=_LATEST_GUESS_MS)
     coarse = user << 32
@@ -461,11 +542,13 @@ def _deduplicated(events: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.i
     follows = np.flatnonzero(np.diff(coarse[order]) == 0) + 1  # places in the order, equal to the one before
     tied = np.union1d(follows, follows - 1)
     rows = order[tied]
-    order[tied] = rows[np.lexsort([each[rows] for each in (record, place, action, item, ms, coarse)])]
-    now, before = order[follows], order[follows - 1]
-    same = (item[now] == item[before]) & (ms[now] == ms[before]) & (action[now] == action[before])
-    users, items = (int(each.max(initial=-1)) + 1 for each in (user, item))
-    return np.delete(order, follows[same]), now[same], users, items
+    item = _ranks(events["item_id"].gather(rows))
+    by_all = np.lexsort([record[rows], place[rows], action[rows], item, ms[rows], coarse[rows]])
+    order[tied] = rows[by_all]
+    identity = np.stack([item, ms[rows], action[rows]])[:, by_all]
+    second = np.searchsorted(tied, follows)  # of `tied`, where the one before it is its neighbour
+    repeats = follows[(identity[:, second] == identity[:, second - 1]).all(0)]
+    return np.delete(order, repeats), order[repeats], int(user.max(initial=-1)) + 1, items.result()
 
 
 def _ranks(texts: pl.Series) -> NDArray[np.int64]:

@@ -1,0 +1,206 @@
+"""What the short way takes comes out as the SQL gives it, and it takes what is plain."""
+
+import json
+import os
+import random
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from polars.testing import assert_frame_equal
+
+from recsys_assets.ingest import plain, validate
+from recsys_assets.ingest.plain import plain_events
+from recsys_assets.ingest.validate import CleanResult, ConservationError, clean
+from recsys_assets_tests.ingest.test_validate import DAY, LIMIT_MS, NOON, SETTINGS, raw, record
+
+ROUNDS = int(os.environ.get("PLAIN_ROUNDS", "25"))
+NAMES = sorted(SETTINGS.actions)
+
+
+def taken(*contents: bytes) -> list[int]:
+    """How many records are taken of each object; -1 if it is left."""
+    (batch,) = raw({f"{number:03}": content for number, content in enumerate(contents)}).combine_chunks().to_batches()
+    events, records = plain_events(batch, np.full(len(batch), LIMIT_MS), NAMES)
+    assert events["object"].value_counts().sort("object").rows() == [
+        (number, count) for number, count in enumerate(records.tolist()) if count > 0
+    ]
+    return records.tolist()
+
+
+def array(*texts: str) -> bytes:
+    return f"[{', '.join(texts)}]".encode()
+
+
+def test_plain_objects_are_taken_whole_and_others_are_left() -> None:
+    good = record()
+    assert taken(array(good), array(good, good), array(good, record(user_id="7", category_id='"c"', price="1.5"))) == [
+        1,
+        2,
+        2,
+    ]
+    assert taken(array(good), array(good, record(timestamp="5")), array(good)) == [1, -1, 1]  # of one group
+    assert taken(array(good), array(good)[:-9], array(good)) == [1, -1, 1]  # a group that cannot be decoded
+    pretty = json.dumps([json.loads(good)] * 3, indent=2).encode() + b"\n"
+    inner = array(good, record(context='{"page": [{"a": 1}], "b": "{"}'))
+    assert taken(pretty, array(record(title=r'"\u00e9\n"'))) == [3, 1]
+    assert taken(*[inner] * 3, array(good)) == [2, 2, 2, 1]
+    assert taken(b"[]", b"", good.encode(), b"[" + good.encode()) == [-1] * 4
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        *(("user_id", text) for text in ("31.5", '"31.5"', "1e22", "1e-7", "true", "-0", "-0.0", '" u"', '"u "', '""')),
+        *(
+            ("user_id", text)
+            for text in ('"\\tu"', '"\\ud800"', '"\\u0000"', "1234567890123456", '"' + "x" * 257 + '"')
+        ),
+        *(("user_id", text) for text in ("null", None, "[1]", "{}", '"1e5"', "NaN", '"u', "false")),
+        *(("timestamp", text) for text in (f"{NOON}.5", f'"{NOON}"', "1", "true", f"{NOON}000", "null", None)),
+        *(("action", text) for text in ('"view"', "5", "null", None, '"VIEW "', '"WISH"')),
+        *(("price", text) for text in ("true", "false", '"1"', "-1", "1e400", "NaN", '""', "[]")),
+        *(("category_id", text) for text in ("1.5", "true", '" "', "-0", "[]", '"' + "é" * 129 + '"')),
+        *(("other", text) for text in ("NaN", '"\\ud800"', "+1", "01", '"\n"', '"\udcff"')),
+    ],
+)
+def test_an_object_with_anything_odd_is_left(field: str, text: str | None) -> None:
+    odd = record(**{field: text}).encode("utf-8", "surrogateescape")
+    good = record(price="0", category_id="0", user_id="0").encode()
+    assert taken(b"[" + good + b"]", b"[" + good + b"," + odd + b"]", b"[" + good + b"]") == [1, -1, 1]
+
+
+def test_records_torn_over_two_objects_are_not_joined() -> None:
+    """Glued by a comma the two are one sound array."""
+    first, second = record(x='[{"a": 1}, {"a": 2}]').split(", {")
+    assert taken(f"[{first}]".encode(), f"[{{{second}]".encode()) == [-1, -1]
+    flat, rest = record(x="[1, 2]").rsplit(", ", 1)
+    assert taken(f"[{flat}]".encode(), f"[{rest}]".encode()) == [-1, -1]
+    flat, rest = record(x='[{"a": 1}, 2]', y='{"timestamp": 1}').split(", 2")
+    assert taken(f"[{flat}]".encode(), f'[{{"a": 2}}{rest}]'.encode()) == [-1, -1]
+
+
+def test_actions_that_a_number_could_read_like_are_left_to_the_sql() -> None:
+    (batch,) = raw({"a": array(record(action='"7"'))}).to_batches()
+    for name in ("7", "true", "-x"):
+        assert plain_events(batch, np.array([LIMIT_MS]), ["VIEW", name])[1].tolist() == [-1]
+
+
+def test_a_slice_of_a_batch() -> None:
+    batch: pa.RecordBatch = raw({f"{n}": array(*[record(item_id=str(n))] * n) for n in range(1, 6)}).to_batches()[0]
+    events, records = plain_events(batch.slice(2, 2), np.full(2, LIMIT_MS), NAMES)
+    assert records.tolist() == [3, 4]
+    assert events["item_id"].to_list() == ["3"] * 3 + ["4"] * 4
+    assert events["record"].to_list() == [*range(3), *range(4)]
+
+
+IDS = ["31", '"31"', "31.0", "3.1e1", "0", '"0"', "-0", "-5", '"-0"', "1.5", '"1.5"', "9007199254740993", "1e22", '"é"']
+IDS += [
+    '"a b"',
+    '" a"',
+    '"true"',
+    "true",
+    '"1e5f"',
+    '"1e5"',
+    '"\\u0041"',
+    '"\\n"',
+    '"{"',
+    '"12345678901234567890"',
+    "null",
+]
+VALUES = {
+    "timestamp": [f"{NOON}", f"{NOON + 1}.0", f"{NOON}.5", f'"{NOON}"', f"{NOON // 1000}", "1.7645904e12", "true"],
+    "user_id": IDS,
+    "item_id": IDS,
+    "category_id": [*IDS, '""'],
+    "action": ['"VIEW"', '"CLICK"', '"PURCHASE"', '"view"', "1", '"\\u0056IEW"', "null"],
+    "price": [
+        "0",
+        "1",
+        "0.1",
+        "-0.0",
+        "-0",
+        "12.50",
+        '"2"',
+        "true",
+        "1e3",
+        "1e308",
+        "1e309",
+        "123456789.12345679",
+        "null",
+    ],
+    "other": ["true", "1", '"timestamp"', '{"timestamp": 1}', "[{}]", '"}, {"', '"x\\"y"', "-0", "[[1], 2]"],
+}
+
+
+def random_object(rng: random.Random) -> bytes:
+    """An array that is plain, or nearly."""
+    texts = []
+    for _ in range(rng.randrange(12)):
+        fields: dict[str, Any] = {}
+        for name, values in VALUES.items():
+            dice = rng.random()
+            if dice < 0.03:
+                fields[name] = rng.choice(values)
+            elif name in ("user_id", "item_id"):
+                fields[name] = f'"u{rng.randrange(9)}"' if dice < 0.7 else str(rng.randrange(3))
+            elif name != "other" and dice < 0.9:
+                fields[name] = rng.choice(values[:3] if name != "timestamp" else values[:2])
+        pieces = [record(**fields)[1:-1]]
+        if rng.random() < 0.02:
+            pieces.append(record(user_id='"again"')[1:-1])
+        rng.shuffle(pieces)
+        texts.append("{" + ", ".join(pieces) + "}")
+    text = rng.choice([", ", ",", ",\n  "]).join(texts)
+    content = rng.choice(["[%s]", "[%s]", "[ %s\n]\n"]) % text
+    if rng.random() < 0.03:
+        at = rng.randrange(len(content))
+        content = content[:at] + rng.choice(["", "}", "]", '"', ",", "{", "\\"]) + content[at + rng.randrange(2) :]
+    return content.encode()
+
+
+def test_the_short_way_gives_what_the_sql_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(objects: dict[str, bytes]) -> tuple[CleanResult, CleanResult]:
+        with duckdb.connect() as connection:
+            short = clean(connection, raw(objects), DAY, SETTINGS)
+            with monkeypatch.context() as patch:
+                patch.setattr(plain, "_groups", lambda batch: iter(()))
+                return short, clean(connection, raw(objects), DAY, SETTINGS)
+
+    for group in (1, 2000, 1 << 19):
+        monkeypatch.setattr(plain, "_GROUP", group)
+        for seed in range(ROUNDS):
+            rng = random.Random(seed)
+            objects = {f"{number}": random_object(rng) for number in range(120)}
+            assert sum(count >= 0 for count in taken(*objects.values())) > 20
+            short, sql = both(objects)
+            assert_frame_equal(short.interactions, sql.interactions)
+            assert_frame_equal(short.rejected, sql.rejected)
+            assert_frame_equal(short.by_key, sql.by_key)
+            assert (short.users, short.items, short.duplicates) == (sql.users, sql.items, sql.duplicates)
+
+
+def test_a_record_lost_on_the_short_way_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lossy(*args: Any) -> Any:
+        events, records = plain_events(*args)
+        return events.filter(pl.col("record") != 1), records
+
+    monkeypatch.setattr(validate, "plain_events", lossy)
+    objects = {"a": array(record()), "b": array(record(user_id="2"), record(user_id="3"))}
+    with duckdb.connect() as connection, pytest.raises(ConservationError, match=r"'b'.*2 records in.*1 kept"):
+        clean(connection, raw(objects), DAY, SETTINGS)
+
+
+def test_nothing_is_decoded_twice_where_nothing_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(pl, "read_json", lambda *args, **kwargs: calls.append(0) or _refuse())
+    monkeypatch.setattr(plain, "_GROUP", 500)
+    assert set(taken(*[array(record(), record())] * 100)) == {-1}
+    assert 9 <= len(calls) < 20
+
+
+def _refuse() -> None:
+    raise pl.exceptions.ComputeError("no")
