@@ -169,7 +169,7 @@ def preflight() -> None:
 
 
 @main.command()
-@click.argument("job", type=click.Choice(["ingest", "train", "load_tables", "find_audience"]))
+@click.argument("job", type=click.Choice(["ingest", "train", "load_tables", "find_audience", "personalize"]))
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="one day")
 @click.option("--from", "first", type=click.DateTime(["%Y-%m-%d"]), help="first day of a range")
 @click.option("--to", "last", type=click.DateTime(["%Y-%m-%d"]), help="last day of a range")
@@ -186,6 +186,8 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
         raise SettingsError("sql.url is not set: there is no database to load tables from (docs/sql.md)")
     if job == "find_audience" and not pipeline.settings.audience.action:
         raise SettingsError("audience.action is not set: there is no offer to find an audience for (docs/audience.md)")
+    if job == "personalize" and not pipeline.settings.personalize.url:
+        raise SettingsError("personalize.url is not set: there is no Personalize to feed (docs/personalize.md)")
     with open_instance(pipeline) as instance:
         if job == "ingest":
             from recsys_assets.ingest.unchanged import days_to_run

@@ -131,7 +131,7 @@ def test_the_page_names_every_setting_and_its_policy_is_json(page: str) -> None:
         section = Settings.model_fields[name].annotation
         assert section is not None
         assert [field for field in section.model_fields if f"`{name}.{field}`" not in text] == []
-        named = set(re.findall(rf"`{name}\.([a-z_]+)", text))
+        named = set(re.findall(rf"`{name}\.([a-z0-9_]+)", text))
         assert named <= set(section.model_fields)
     policies = [json.loads(each) for each in re.findall(r"```json\n(.*?)```", text, re.DOTALL) if "Statement" in each]
     assert bool(policies) == (page not in NO_POLICY)
