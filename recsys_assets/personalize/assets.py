@@ -70,10 +70,10 @@ def personalize_export(context: dg.AssetExecutionContext, pipeline: dg.ResourceP
         service, exports, records = Personalize(pipeline.settings.personalize), Exports(pipeline), Records(pipeline)
         for day in context.partition_keys:
             started = time.monotonic()
-            made = export_day(pipeline, service, exports, day, records.read(day).get("export"))
             with records.lock():
-                kept = {kind: {name: file[name] for name in file if name != "fresh"} for kind, file in made.items()}
                 record = records.read(day)
+                made = export_day(pipeline, service, exports, day, record.get("export"))
+                kept = {kind: {name: file[name] for name in file if name != "fresh"} for kind, file in made.items()}
                 if record.get("export") != kept:
                     record.pop("done", None)
                     records.write(day, record | {"export": kept})

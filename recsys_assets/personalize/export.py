@@ -1,6 +1,7 @@
 """A day's interactions, the items and the users as CSV files, by the schemas of the datasets they go to.
 
-    PREFIX/interactions/DAY.csv   the day's kept records: the folder is everything, one file is a day
+    PREFIX/interactions/DAY.csv   the day's kept records: one file is a day, the folder is everything imported so far
+    PREFIX/waiting/DAY.csv        the same, until it is the day's turn: an import of everything takes the whole folder
     PREFIX/items/DAY.csv          every item of the window that ends with the day
     PREFIX/users/DAY.csv          every user of it
 
@@ -27,7 +28,7 @@ from recsys_assets.storage.bucket import Bucket, open_bucket
 from recsys_assets.storage.tombstones import Erased
 from recsys_assets.storage.warehouse import scratch
 
-KINDS = ("interactions", "items", "users")
+WAITING_ROOM = "waiting"
 _LONGEST_ID = 256  # characters, Personalize's limit
 _MOST_KINDS_OF_EVENT = 10  # together with the optional columns of the interactions
 _REQUIRED = {"interactions": ("USER_ID", "ITEM_ID", "TIMESTAMP"), "items": ("ITEM_ID",), "users": ("USER_ID",)}
@@ -122,11 +123,13 @@ def export_day(
         _check(pipeline, kind, fields)
         frame, left_out = _legal(_FRAMES[kind](pipeline, day))
         content = to_csv(frame, fields, kind)
-        digest, key = hashlib.sha256(content).hexdigest(), exports.key(kind, day)
-        there = exports.bucket.head(key)
+        digest = hashlib.sha256(content).hexdigest()
         last = (before or {}).get(kind, {})
+        key = str(last.get("key", ""))
+        there = exports.bucket.head(key) if key else None
         fresh = there is None or last.get("sha256") != digest or last.get("etag") != there.etag
         if fresh:
+            key = exports.key(WAITING_ROOM if kind == "interactions" else kind, day)
             exports.bucket.put(key, content)
             there = exports.bucket.head(key)
         made[kind] = {
@@ -142,13 +145,22 @@ def export_day(
     return made
 
 
+def admit(exports: Exports, day: str) -> str | None:
+    """Copies a day's interactions from the waiting room to the others. Returns its ETag there; None: it waits not."""
+    waiting = exports.bucket.head(exports.key(WAITING_ROOM, day))
+    if waiting is None:
+        return None
+    key = exports.key("interactions", day)
+    exports.bucket.put(key, exports.bucket.get(waiting))
+    admitted = exports.bucket.head(key)
+    assert admitted is not None
+    return admitted.etag
+
+
 def forget(pipeline: Pipeline, exports: Exports) -> list[str]:
     """Deletes the interactions' files of days before the window. Returns their days."""
     days = sorted(exports.days("interactions"))
-    if not days:
-        return []
-    first = window_start(days[-1], pipeline.settings.personalize)
-    gone = [day for day in days if day < first]
+    gone = [day for day in days if day < window_start(days[-1], pipeline.settings.personalize)]
     for day in gone:
         exports.bucket.delete(exports.key("interactions", day))
     return gone
@@ -156,7 +168,7 @@ def forget(pipeline: Pipeline, exports: Exports) -> list[str]:
 
 def forget_snapshots(exports: Exports, before: str) -> None:
     """Deletes the files of items and users of days before one whose own have been imported."""
-    for kind in KINDS[1:]:
+    for kind in ("items", "users"):
         for day in exports.days(kind):
             if day < before:
                 exports.bucket.delete(exports.key(kind, day))
@@ -301,7 +313,7 @@ def to_csv(frame: pl.DataFrame, fields: Iterable[Field], kind: str) -> bytes:
 
 def files_of(exports: Exports, erased: Erased) -> Iterator[tuple[str, bytes, int]]:
     """Key, content without them, and rows of erased users, of every file in the bucket that has any."""
-    for kind in ("interactions", "users"):
+    for kind in ("interactions", WAITING_ROOM, "users"):
         for day in sorted(exports.days(kind)):
             key = exports.key(kind, day)
             found = exports.bucket.head(key)

@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 
 from recsys_assets.days import shift
-from recsys_assets.personalize.export import Exports, forget_snapshots, window_start
+from recsys_assets.personalize.export import WAITING_ROOM, Exports, admit, forget_snapshots, window_start
 from recsys_assets.personalize.service import ACTIVE, FAILED, NotFound, Occupied, Personalize, Seen, moment
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import PersonalizeSettings
@@ -447,6 +447,8 @@ class Chain:
             self._import(day, record, name, job)
 
     def _import(self, day: str, record: Record, kind: str, job: Job) -> None:
+        if kind == "interactions":
+            self._admit(day, record)
         there = self._exports.days(kind)
         if there.get(day, {}).get("etag") != record["export"][kind]["etag"]:
             raise InputError(
@@ -471,6 +473,17 @@ class Chain:
         location = self._exports.location(kind, None if whole else day)
         dataset = self._service.datasets()[kind]
         self._note(job, self._service.import_into(dataset, job["name"], location, job["mode"]))
+
+    def _admit(self, day: str, record: Record) -> None:
+        """It is the day's turn: its file goes to the others; not before, since an import of everything takes them all."""
+        file, key = record["export"]["interactions"], self._exports.key("interactions", day)
+        if file["key"] != key:
+            etag = admit(self._exports, day)
+            if etag is None:
+                raise InputError(f"{file['key']} is gone: materialize personalize_export for {day} again")
+            file |= {"key": key, "etag": etag}
+            self.records.write(day, record)
+        self._exports.bucket.delete(self._exports.key(WAITING_ROOM, day))
 
     def _train(self, day: str, record: Record, job: Job) -> None:
         solution = self.settings.solution_arn

@@ -67,7 +67,7 @@ def test_three_base_dates_in_turn(shop: Shop) -> None:
 
 def test_a_kill_at_every_moment_of_every_step(tmp_path: Path, s3_bucket: BucketSettings, server: Server) -> None:
     """Day n's worker is killed at its n-th moment in each of the four steps, and comes again."""
-    days = [shift(DAYS[0], n) for n in range(13)]
+    days = [shift(DAYS[0], n) for n in range(16)]
     fake, killed = server.fake, Counter[str]()
     fake.unique_versions, fake.page = False, 2
     with dg.DagsterInstance.ephemeral() as instance:
@@ -92,7 +92,7 @@ def test_a_kill_at_every_moment_of_every_step(tmp_path: Path, s3_bucket: BucketS
     assert {step["status"] for day in days for step in shop.record(day)["campaign"]["jobs"].values()} == {"ACTIVE"}
     rows = fake.rows(f"{GROUP.replace('dataset-group', 'dataset')}/INTERACTIONS")
     assert len(rows) == 1200 * len(days), "every day is in it once"
-    assert [fake.trained[each.arn][0] for each in fake.all("solution-version")] == [1200 * n for n in range(1, 14)]
+    assert [fake.trained[each.arn][0] for each in fake.all("solution-version")] == [1200 * n for n in range(1, 17)]
 
 
 def test_three_base_dates_through_failures_throttling_and_kills(
@@ -149,9 +149,7 @@ def test_three_base_dates_through_failures_throttling_and_kills(
     assert shop.names("campaign-update") == [f"recsys-{second}-2", f"recsys-{third}"]
     assert len(fake.all("campaign-update")) == 3
     assert [fake.trained[each.arn][0] for each in fake.all("solution-version") if each.status == "ACTIVE"] == [
-        1200 * 3,  # all three days lay in the bucket when the first import, of everything, was made
-        1200 * 3,
-        1200 * 3,
-    ]
+        1200 * n for n in (1, 2, 3)
+    ], "each from the days up to its own"
     outcomes = Counter(outcome for _, _, outcome in fake.calls)
     assert min(outcomes[each] for each in ("throttle", "error", "lost")) >= 3, outcomes

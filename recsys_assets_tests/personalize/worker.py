@@ -61,8 +61,8 @@ def count_events(kill_at: int) -> None:
 def call(pipeline: Pipeline, personalize: Personalize, exports: Exports, day: str, step: str) -> None:
     chain = Chain(pipeline, personalize, exports)
     if step == "export":
-        made = export_day(pipeline, personalize, exports, day, chain.records.read(day).get("export"))
         with chain.records.lock():
+            made = export_day(pipeline, personalize, exports, day, chain.records.read(day).get("export"))
             chain.records.write(day, chain.records.read(day) | {"export": made})
         return
     with chain.records.lock():
