@@ -1,7 +1,7 @@
 import json
 import shutil
 from collections.abc import Iterable
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,22 @@ def test_behaviour_ends_where_the_offer_s_days_begin(found: tuple[Pipeline, Ran]
         takers = set(after.filter(pl.col("action") == "CLICK")["user_id"])
         users = set(window(last)["user_id"])
         assert (period["users"], period["took the offer"]) == (len(users), len(users & takers))
+
+
+def test_days_and_hours_are_those_of_the_calendar_s_time_zone(ingested: Pipeline, tmp_path: Path) -> None:
+    calendar = {"first_day": FIRST, "time_zone": "Asia/Kolkata"}
+    pipeline = changed(copy_home(ingested, tmp_path / "home"), audience=OFFER, calendar=calendar)
+    build.make_features(pipeline, LAST)
+    first, of_window = shift(LAST, -8), []
+    for ms in crowd(users=400, days=21, daily=2, rate=-2.5).events.unique(["user_id", "item_id", "ms"])["ms"]:
+        at = datetime.fromtimestamp(ms / 1000, UTC)  # its date is its partition
+        local = at + timedelta(hours=5, minutes=30)
+        if first <= str(at.date()) and first <= str(local.date()) <= LAST:
+            of_window.append(local.hour)
+    found = pipeline.tables.read("user_features", LAST)
+    assert found["events"].sum() == len(of_window)
+    night = sum(hour >= 22 or hour < 5 for hour in of_window)
+    assert (found["night"] * found["events"]).sum() == pytest.approx(night)
 
 
 def test_what_is_measured_was_not_learned_from_and_stands_beside_the_most_active(found: tuple[Pipeline, Ran]) -> None:
