@@ -142,8 +142,8 @@ class IngestSettings(_Section):
 class JobEventSettings(_Section):
     """An event of an upstream job, as EventBridge delivers it: the logs of the newest days are complete, look now."""
 
-    source: str = Field(description="glob, such as aws.glue")
-    detail_type: str = Field(description="glob, such as Glue Job State Change")
+    source: str | list[str] = Field(description="glob, or several, such as aws.glue")
+    detail_type: str | list[str] = Field(description="glob, or several, such as Glue Job State Change")
     detail: dict[str, str | list[str]] = Field({}, description="field of the detail -> glob, or several; all must fit")
     days: int = Field(2, ge=1, le=3660, description="days to look at, counted back from today")
 

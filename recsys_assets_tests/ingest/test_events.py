@@ -145,7 +145,7 @@ PLACES = {
 }
 CALENDAR = ["2025-11-01", "2025-11-02", "2025-11-03", "2025-11-04"]
 JOB = JobEventSettings(
-    source="aws.glue", detail_type="Glue *", detail={"state": "SUCCEEDED", "jobName": ["a", "export-*"]}
+    source=["aws.glue"], detail_type="Glue *", detail={"state": "SUCCEEDED", "jobName": ["a", "export-*"]}
 )
 
 
