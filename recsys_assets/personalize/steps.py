@@ -475,7 +475,7 @@ class Chain:
         self._note(job, self._service.import_into(dataset, job["name"], location, job["mode"]))
 
     def _admit(self, day: str, record: Record) -> None:
-        """It is the day's turn: its file goes to the others; not before, since an import of everything takes them all."""
+        """At the day's turn its file goes to the others; not before, since an import of everything takes them all."""
         file, key = record["export"]["interactions"], self._exports.key("interactions", day)
         if file["key"] != key:
             etag = admit(self._exports, day)
