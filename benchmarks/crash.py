@@ -1,12 +1,15 @@
-"""What SIGKILL at random moments of ingest, training, promotion and erasure destroys: `python -m benchmarks.crash`.
+"""What SIGKILL at random moments of ingest, training, promotion, publishing and erasure destroys.
 
-Each round kills a process in the middle of a chosen write (a slow disk is played, so that most kills find something
-half written), looks at what stands, and lets the next run go on by itself.
+Each round kills a process in the middle of a chosen write of one of them (a slow disk is played, so that most kills
+find something half written), looks at what stands, and lets the next run go on by itself.
 
-* crash.rounds: rounds that came to their end.
+    python -m benchmarks.crash [--rounds 200] [--seed 2025]
+
+* crash.rounds: rounds that came to their end; `kills` of each sort, `places` what was being written, `half_written`
+  after how many something was, `torn_models` after how many a model or training set.
 * crash.lost, crash.doubled: events that are missing or stand twice, against the same logs ingested without a kill.
-* crash.torn: rounds after which a manifest or a table was not what was published, the champion did not load, an erased
-  user was back, the next run failed, or a temporary file was left.
+* crash.torn: rounds after which a manifest, a table or what is published for others was not whole, the champion did not
+  load, an erased user was back, the next run failed, or a temporary file was left.
 """
 
 import argparse
@@ -25,12 +28,12 @@ from benchmarks.lines import emit, progress
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.training.blend import load_hybrid
 from recsys_assets.trust.erasure import scan
-from recsys_assets_tests.crash import Victims, assert_whole
-from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS, STAGES, erase_user
+from recsys_assets_tests.crash import Victims, assert_published, assert_whole
+from recsys_assets_tests.crash_worker import ASSETS, CRASH_DAYS, SEEDS, STAGES, erase_user, publish
 from recsys_assets_tests.graph import INGEST, SHOP, TRAIN, fill, make_home, run
 
 KEY = ["user_id", "item_id", "action", "timestamp"]
-WRITES = {"ingest": 100, "training": 70, "promotion": 100, "erasure": 40}  # about so many of one pass of each stage
+WRITES = {"ingest": 108, "training": 83, "promotion": 6, "publish": 48, "erasure": 170}  # of one pass, about
 
 World = dict[str, pl.DataFrame]
 
@@ -64,6 +67,7 @@ def unsound(pipeline: Pipeline) -> str | None:
     """What of the home is not as it was published, if anything."""
     try:
         assert_whole(pipeline)
+        assert_published(pipeline.settings.home / "published")
         champion = pipeline.champion.read()
         artifact = pipeline.artifacts.at("hybrid_model", champion["day"], champion["version"]) if champion else None
         if artifact is None:
@@ -73,6 +77,12 @@ def unsound(pipeline: Pipeline) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def place(path: str) -> str:
+    """Which asset, or what else, a file of the home belongs to."""
+    parts = [part for part in Path(path).parts if part != "store" and not part.startswith(".tmp-")]
+    return parts[0] if parts else "store"
 
 
 def recover(pipeline: Pipeline, stage: str, world: World) -> tuple[int, int, str | None]:
@@ -90,6 +100,7 @@ def recover(pipeline: Pipeline, stage: str, world: World) -> tuple[int, int, str
         else:
             run(pipeline, INGEST, CRASH_DAYS)
             run(pipeline, TRAIN, CRASH_DAYS[-1:])
+            publish(pipeline)
     except Exception as error:
         return 0, 0, f"the next run failed: {type(error).__name__}: {error}"
     left = list(pipeline.settings.store.rglob(".tmp-*"))
@@ -110,15 +121,18 @@ def measure(
     everybody = {user for world in worlds for frame in world.values() for user in frame["user_id"]}
     home = folder / "home"
     pipeline = make_home(home, holdout={"users_share": 0.2, "min_users": 2}, sequence={"max_tokens": 1000})
-    moments, totals, torn = random.Random(seed), Counter[str](), []
+    moments, totals, torn, store = random.Random(seed), Counter[str](), list[str](), pipeline.settings.store
     with Victims(home) as victims:
         fill(pipeline, CRASH_DAYS, replace(SHOP, seed=0))
         run(pipeline, INGEST, CRASH_DAYS)
         run(pipeline, TRAIN, CRASH_DAYS[-1:])
         for number in range(rounds):
             stage = stages[number % len(stages)]
-            victims.kill(stage, number, moments.randint(1, WRITES[stage]), moments.uniform(0.0, 0.02))
-            totals["half-written"] += bool(list(pipeline.settings.store.rglob(".tmp-*")))
+            writing = victims.kill(stage, number, moments.randint(1, WRITES[stage]), moments.uniform(0.0, 0.02))
+            half_written = list(home.rglob(".tmp-*"))
+            totals["half-written"] += bool(half_written)
+            totals["torn models"] += any(each.is_dir() and each.parent.parent.parent == store for each in half_written)
+            totals.update([f"kill {stage}", f"at {place(writing)}"])
             gone = {user for user in everybody if user in pipeline.tombstones.read()}
             totals["erasing"] += bool(gone)
             lost, doubled = difference(kept(pipeline), [*worlds, *(erased_from(world, gone) for world in worlds)])
@@ -135,7 +149,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=2025)
     arguments = parser.parse_args()
@@ -143,11 +157,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
         totals, torn = measure(Path(folder), arguments.rounds, arguments.seed)
     seconds = time.monotonic() - started
-    more = {"seed": arguments.seed, "half_written": totals["half-written"]}
-    emit("crash.rounds", [totals["rounds"]], "rounds", seconds, **more)
+    emit(
+        "crash.rounds",
+        [totals["rounds"]],
+        "rounds",
+        seconds,
+        seed=arguments.seed,
+        kills=_named(totals, "kill "),
+        places=_named(totals, "at "),
+        half_written=totals["half-written"],
+        torn_models=totals["torn models"],
+    )
     emit("crash.lost", [totals["lost"]], "events", seconds)
     emit("crash.doubled", [totals["doubled"]], "events", seconds)
     emit("crash.torn", [len(torn)], "rounds", seconds, what=torn[:20])
+
+
+def _named(totals: Counter[str], begin: str) -> dict[str, int]:
+    return {name.removeprefix(begin): count for name, count in totals.most_common() if name.startswith(begin)}
 
 
 if __name__ == "__main__":

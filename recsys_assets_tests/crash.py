@@ -14,6 +14,7 @@ import polars as pl
 
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage.artifacts import Artifact
+from recsys_assets.storage.files import sha256
 from recsys_assets_tests.crash_worker import WRITING
 
 
@@ -34,8 +35,10 @@ class Victims:
     def __enter__(self) -> "Victims":
         return self
 
-    def kill(self, stage: str, number: int, writes: int, seconds: float) -> None:
+    def kill(self, stage: str, number: int, writes: int, seconds: float) -> str:
         """Lets a process work at a stage, and kills it `seconds` after it began its `writes`-th write to the disk.
+
+        Returns: the file of that write, relative to the home.
 
         Raises:
             AssertionError: it ended by itself; with what it said.
@@ -45,12 +48,13 @@ class Victims:
         self._worker.stdin.write(f"{stage} {number} {writes}\n")
         self._worker.stdin.flush()
         pid = int(self._worker.stdout.readline())
-        writing = self._worker.stdout.readline().strip() == WRITING
+        said, _, path = self._worker.stdout.readline().strip().partition(" ")
         died_early, _, _ = select.select([self._worker.stdout], [], [], seconds)
-        assert writing, (self._home / f"round-{number}.log").read_text()[-3000:]
+        assert said == WRITING, (self._home / f"round-{number}.log").read_text()[-3000:]
         assert not died_early
         os.kill(pid, signal.SIGKILL)
         assert int(self._worker.stdout.readline()) == -signal.SIGKILL
+        return Path(path).relative_to(self._home).as_posix()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._worker.kill()
@@ -83,6 +87,19 @@ def assert_whole(pipeline: Pipeline) -> int:
         version = json.loads(pointer.read_text())["version"]
         assert len(pl.read_parquet(store / f"holdout/v{version}.parquet"))
     return found
+
+
+def assert_published(folder: Path) -> None:
+    """What others fetch from `folder` is whole: the champion that its pointer names, and every document."""
+    pointer = folder / "champion.json"
+    if pointer.exists():
+        said = json.loads(pointer.read_text())
+        manifest = folder / said["path"] / "manifest.json"
+        assert sha256(manifest) == said["manifest_sha256"]
+        for name, expected in json.loads(manifest.read_text())["files"].items():
+            assert sha256(folder / said["path"] / name) == expected["sha256"], name
+    for document in folder.glob("*.json"):
+        json.loads(document.read_text())
 
 
 def digests(pipeline: Pipeline) -> dict[tuple[str, str], str]:

@@ -1,8 +1,9 @@
 """Runs for `test_crash` and `benchmarks.crash`: told a stage, a number and N, it forks a process that works in a loop
 until it is killed.
 
-It says that process's id, WRITING when that is about to write to the disk for the Nth time, and how it ended. Forking
-from here spares each round the seconds it takes to import Dagster; nothing that starts threads has run yet.
+It says that process's id, WRITING and the file when the stage is about to write to the disk for the Nth time, and how
+it ended. Forking from here spares each round the seconds it takes to import Dagster; nothing that starts threads has
+run yet.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from recsys_assets.definitions import defs  # noqa: F401  # before the fork
 from recsys_assets.pipeline import Pipeline
+from recsys_assets.publishing.publish import publish_champion, publish_metrics
 from recsys_assets.storage import files
 from recsys_assets.trust.erasure import erase
 from recsys_assets_tests.graph import DAYS, INGEST, SHOP, TRAIN, fill, run
@@ -23,20 +25,34 @@ WRITING = "writing"
 CRASH_DAYS = DAYS[:3]
 SEEDS = 3  # of the shops whose logs take turns
 ASSETS = [*INGEST, "training_set", "popularity_model", "transition_model"]
+LISTS = ["recommendations", "similar_items"]
+GATE = ["evaluation", "promotion"]
+LEARN = [asset for asset in TRAIN if asset not in (*GATE, *LISTS)]
+PUBLISHED = "file://published"
 
 
 def work(home: Path, stage: str, number: int, writes: int) -> None:
     """Endlessly: other logs, what the stage needs of them, and the stage, whose writes to the disk are counted."""
     os.dup2(os.open(home / f"round-{number}.log", os.O_WRONLY | os.O_CREAT), 2)
     pipeline = Pipeline.open(home)
-    prepare, act = STAGES[stage]
+    needs, act = STAGES[stage]
+    usual, slow = files.fsync, _slow_disk(writes)
     for seed in itertools.count(number):
         fill(pipeline, CRASH_DAYS, replace(SHOP, seed=seed % SEEDS))
-        if prepare:
-            run(pipeline, prepare, CRASH_DAYS)
-        if seed == number:
-            files.fsync = _slow_disk(writes)  # type: ignore[assignment]
+        if needs:
+            run(pipeline, INGEST, CRASH_DAYS)
+        if trained := [asset for asset in needs if asset not in INGEST]:
+            run(pipeline, trained, CRASH_DAYS[-1:])
+        files.fsync = slow  # type: ignore[assignment]
         act(pipeline)
+        files.fsync = usual
+
+
+def publish(pipeline: Pipeline) -> None:
+    """Makes the lists, and puts the metrics and the champion's files where others fetch them."""
+    run(pipeline, LISTS, CRASH_DAYS[-1:])
+    publish_metrics(pipeline, PUBLISHED)
+    publish_champion(pipeline, PUBLISHED)
 
 
 def erase_someone(pipeline: Pipeline) -> None:
@@ -63,19 +79,20 @@ def erase_user(pipeline: Pipeline, user: str | None) -> None:
 # stage -> what must be made before it, and what is then done until the kill
 STAGES: dict[str, tuple[list[str], Callable[[Pipeline], object]]] = {
     "ingest": ([], lambda pipeline: run(pipeline, ASSETS, CRASH_DAYS)),
-    "training": (INGEST, lambda pipeline: run(pipeline, TRAIN[:-4], CRASH_DAYS[-1:])),
-    "promotion": (INGEST, lambda pipeline: run(pipeline, TRAIN, CRASH_DAYS[-1:])),
+    "training": (INGEST, lambda pipeline: run(pipeline, LEARN, CRASH_DAYS[-1:])),
+    "promotion": ([*INGEST, *LEARN], lambda pipeline: run(pipeline, GATE, CRASH_DAYS[-1:])),
+    "publish": ([*INGEST, *LEARN, *GATE], publish),
     "erasure": (INGEST, erase_someone),
 }
 
 
 def _slow_disk(writes: int, fsync: Callable[[Path], None] = files.fsync) -> Callable[[Path], None]:
-    """An fsync that takes long, so that most kills find something half written; says so the given time."""
+    """An fsync that takes long, so that most kills find something half written; says the given time's file."""
     count = itertools.count(1)
 
     def slow(path: Path) -> None:
         if next(count) == writes:
-            _say(WRITING)
+            _say(f"{WRITING} {path}")
         time.sleep(0.01)
         fsync(path)
 
