@@ -59,7 +59,9 @@ class Shop:
         self.pipeline.bucket.put(key, json.dumps([record]).encode())
         return key
 
-    def event(self, key: str) -> str:
+    def event(self, key: str, bridge: bool = False) -> str:
+        if bridge:
+            return event_bridge("Object Created", {"bucket": {"name": self.bucket_name}, "object": {"key": key}})
         return json.dumps({"Records": [notification(key, bucket=self.bucket_name)]})
 
     def send(self, *bodies: str) -> None:
@@ -120,7 +122,7 @@ def test_a_thousand_events_doubled_shuffled_lost_and_poisoned(shop: Shop) -> Non
     chance = random.Random(11)
     keys = [shop.put(day, f"{n:02d}.json") for day in DAYS[:-1] for n in range(25)]
     lonely = shop.put(DAYS[-1])  # the only event of its day gets lost
-    events = [shop.event(key) for key in keys for _ in range(4)]
+    events = [shop.event(key, bridge) for key in keys for bridge in (False, True) * 2]
     chance.shuffle(events)
     events = events[len(events) // 10 :]
     events += chance.choices(events, k=100)
@@ -253,17 +255,22 @@ def test_a_claim_lasts_for_minutes(tmp_path: Path) -> None:
     assert claims.take(["a"], "one", then) == {}
 
 
-def test_the_bucket_s_own_notifications_and_a_rename(shop: Shop) -> None:
-    s3 = boto3.client("s3", endpoint_url=shop.settings["bucket"]["endpoint_url"])
-    name = shop.url.rsplit("/", 1)[1]
-    configuration: Any = {
-        "QueueConfigurations": [
-            {
-                "QueueArn": f"arn:aws:sqs:us-east-1:000000000000:{name}",
-                "Events": ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"],
-            }
-        ]
-    }
+@pytest.mark.parametrize("road", ["direct", "EventBridge"])
+def test_the_bucket_s_own_notifications_and_a_rename(shop: Shop, road: str) -> None:
+    s3, events = (boto3.client(name, endpoint_url=shop.settings["bucket"]["endpoint_url"]) for name in ("s3", "events"))  # type: ignore[call-overload]
+    queue = f"arn:aws:sqs:us-east-1:000000000000:{shop.url.rsplit('/', 1)[1]}"
+    configuration: Any = {"EventBridgeConfiguration": {}}
+    if road == "direct":
+        told = ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"]
+        configuration = {"QueueConfigurations": [{"QueueArn": queue, "Events": told}]}
+    else:
+        pattern = {
+            "source": ["aws.s3"],
+            "detail-type": ["Object Created", "Object Deleted"],
+            "detail": {"bucket": {"name": [shop.bucket_name]}, "object": {"key": [{"prefix": "logs/"}]}},
+        }
+        events.put_rule(Name=shop.bucket_name, EventPattern=json.dumps(pattern))
+        events.put_targets(Rule=shop.bucket_name, Targets=[{"Id": "queue", "Arn": queue}])
     s3.put_bucket_notification_configuration(Bucket=shop.bucket_name, NotificationConfiguration=configuration)
     temporary = shop.put(TODAY, "temp-a b.json")
     assert shop.days() == []
