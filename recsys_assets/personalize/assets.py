@@ -15,7 +15,7 @@ import filelock
 
 from recsys_assets import reporting
 from recsys_assets.partitions import daily
-from recsys_assets.personalize.export import Exports, export_day, forget
+from recsys_assets.personalize.export import Exports, export_day
 from recsys_assets.personalize.service import ACTIVE, Personalize
 from recsys_assets.personalize.steps import (
     ASSETS,
@@ -99,8 +99,6 @@ def personalize_export(context: dg.AssetExecutionContext, pipeline: dg.ResourceP
                 },
                 partition_key=day,
             )
-        if gone := forget(pipeline, exports):
-            context.log.info(f"{reporting.summary(gone)}: before the window, deleted from the bucket")
     return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 
@@ -156,7 +154,6 @@ def told(record: Record, step: str, service: Personalize) -> dict[str, Any]:
             "mode": f"{job['mode']}: {job['what']}" if job["what"] else job["mode"] or "",
             "began": _clock(job["created"]),
             "changed": _clock(job["updated"]),
-            "ARN": job["arn"] or "",
             "failure": job["failure"] or "",
         }
         for name, job in sorted(jobs.items())

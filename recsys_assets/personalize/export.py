@@ -157,13 +157,12 @@ def admit(exports: Exports, day: str) -> str | None:
     return admitted.etag
 
 
-def forget(pipeline: Pipeline, exports: Exports) -> list[str]:
-    """Deletes the interactions' files of days before the window. Returns their days."""
+def forget(exports: Exports, settings: PersonalizeSettings) -> None:
+    """Deletes the interactions' files of days before the window that ends with the newest one."""
     days = sorted(exports.days("interactions"))
-    gone = [day for day in days if day < window_start(days[-1], pipeline.settings.personalize)]
-    for day in gone:
-        exports.bucket.delete(exports.key("interactions", day))
-    return gone
+    for day in days:
+        if day < window_start(days[-1], settings):
+            exports.bucket.delete(exports.key("interactions", day))
 
 
 def forget_snapshots(exports: Exports, before: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 
 from recsys_assets.days import shift
-from recsys_assets.personalize.export import WAITING_ROOM, Exports, admit, forget_snapshots, window_start
+from recsys_assets.personalize.export import WAITING_ROOM, Exports, admit, forget, forget_snapshots, window_start
 from recsys_assets.personalize.service import ACTIVE, FAILED, NotFound, Occupied, Personalize, Seen, moment
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import PersonalizeSettings
@@ -449,6 +449,7 @@ class Chain:
     def _import(self, day: str, record: Record, kind: str, job: Job) -> None:
         if kind == "interactions":
             self._admit(day, record)
+            forget(self._exports, self.settings)
         there = self._exports.days(kind)
         if there.get(day, {}).get("etag") != record["export"][kind]["etag"]:
             raise InputError(

@@ -1,6 +1,6 @@
 """A home that serves from Amazon Personalize: the fake on loopback, a real bucket, days of interactions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,13 @@ class Shop:
         """
         for _ in range(ticks):
             if not self.under_way():
+                return
+            self.tick()
+        raise AssertionError({day: self.stands(day) for day in self.under_way()})
+
+    def settle_until(self, reached: Callable[[], bool], ticks: int = 30) -> None:
+        for _ in range(ticks):
+            if reached():
                 return
             self.tick()
         raise AssertionError({day: self.stands(day) for day in self.under_way()})
