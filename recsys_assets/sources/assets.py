@@ -73,6 +73,7 @@ def _dimension(
                     {
                         "dagster/partition_row_count": info["rows"],
                         "columns": ", ".join(info["columns"]),
+                        **({"erased users left out": info["erased"]} if info.get("erased") else {}),
                         "database": database.name,
                         "seconds": round(time.monotonic() - started, 2),
                     },

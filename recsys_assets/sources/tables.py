@@ -16,6 +16,7 @@ from recsys_assets.sources.database import Clock, Database, batches, between, so
 from recsys_assets.sources.sql import plain
 from recsys_assets.storage import files
 from recsys_assets.storage.tables import info_text
+from recsys_assets.storage.tombstones import Erased
 from recsys_assets.storage.warehouse import scratch
 
 
@@ -32,9 +33,11 @@ def _arrow_type(kind: Any) -> pa.DataType:
 def snapshot_dimension(
     pipeline: Pipeline, database: Database, setting: str, settings: SqlDimensionSettings, table: str, day: str
 ) -> dict[str, Any]:
-    """Publishes a dimension as it stands now as the day's partition of a table. Returns {"rows", "columns"}.
+    """Publishes a dimension as it stands now as the day's partition of a table. Returns {"rows", "columns"}, and of
+    `users` also {"key", "erased"}: the columns of its key, and how many rows were left out.
 
-    Whole numbers, numbers and truth values stay what they are; everything else is text.
+    Whole numbers, numbers and truth values stay what they are; everything else is text. Erased users are left out of
+    `users`: a row is theirs if a text in it, or its key, is the id.
 
     Raises:
         InputError: a table, a column or a key is not as the settings say, or the database cannot be read.
@@ -46,17 +49,28 @@ def snapshot_dimension(
         columns = read.columns or {column.name: column for column in read.table.columns}
         read = type(read)(read.table, {}, read.key)
         schema = pa.schema({name: _arrow_type(column.type) for name, column in columns.items()})
-        count = 0
+        erased, key = pipeline.tombstones.read(), [column.name for column in read.key]
+        named = [field.name for field in schema if field.name in key or pa.types.is_string(field.type)]
+        count = left_out = 0
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for rows in batches(connection, setting, read, columns, pipeline.settings.sql.batch_rows):
+                if table == "users" and erased:
+                    kept = [row for row in rows if not any(_is_of(row[name], erased) for name in named)]
+                    left_out += len(rows) - len(kept)
+                    rows = kept
                 count += len(rows)
                 writer.write_batch(_batch(rows, schema))
-            info = {"rows": count, "columns": list(columns)}
+            info: dict[str, Any] = {"rows": count, "columns": list(columns)}
+            info |= {"key": key, "erased": left_out} if table == "users" else {}
             writer.add_key_value_metadata({"recsys": info_text(info)})
         return info
 
     with files.replacing(pipeline.tables.path(table, day)) as temporary:
         return database.reading(lambda connection: write(temporary, connection))
+
+
+def _is_of(value: Any, erased: Erased) -> bool:
+    return value is not None and str(plain(value)).strip() in erased
 
 
 def _batch(rows: list[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
@@ -195,10 +209,15 @@ def _usable(
     clock = Clock(setting, section, read)
     first = shift(day, 1 - pipeline.settings.sql.watch_window_days)
     condition = between(read, clock, first, day, pipeline.settings.calendar.time_zone)
-    nobody = 0
+    nobody = theirs = 0
+    erased = pipeline.tombstones.read()
     for rows in batches(connection, setting, read, read.columns, pipeline.settings.sql.batch_rows, condition):
         kept = [row for row in rows if row["user"] is not None and row["item"] is not None]
         nobody += len(rows) - len(kept)
+        if erased:
+            others = [row for row in kept if not _is_of(row["user"], erased)]
+            theirs += len(kept) - len(others)
+            kept = others
         yield [
             {
                 "user_id": row["user"],
@@ -209,4 +228,6 @@ def _usable(
             for row in kept
         ]
     lost[f"{setting.removeprefix('sql.')} without user or programme"] = nobody
+    if erased:
+        lost[f"{setting.removeprefix('sql.')} of erased users"] = theirs
     lost[f"{setting.removeprefix('sql.')} without a time"] = without_time(connection, read)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from recsys_assets.ingest.decode import RAW_SCHEMA, decode
 from recsys_assets.ingest.erased import cut_batch, cut_object
 from recsys_assets.ingest.listing import placer
+from recsys_assets.ingest.queue import REJECTED
 from recsys_assets.ingest.readmit import consecutive
 from recsys_assets.launch import RunFailed
 from recsys_assets.models import MEMBERS
@@ -134,9 +135,10 @@ def finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: C
     home = pipeline.settings.home
     if user is not None:
         (receipt,) = receipts
-        for path, times in scrub(home / "dagster", user):
-            receipt.note("touched", {"what": "dagster", "file": path.relative_to(home).as_posix(), "records": times})
-            say(f"dagster  {path.relative_to(home).as_posix()}: {times} rows or lines masked")
+        for what, folder in (("dagster", home / "dagster"), ("messages", pipeline.settings.store / REJECTED)):
+            for path, times in scrub(folder, user):
+                receipt.note("touched", {"what": what, "file": path.relative_to(home).as_posix(), "records": times})
+                say(f"{what:<8} {path.relative_to(home).as_posix()}: {times} rows or lines masked")
         wanted = pattern(user)
         database = pipeline.warehouse.path
         if database.exists() and holds(database, wanted):  # it holds nothing but views
@@ -206,7 +208,7 @@ def _in_tables(pipeline: Pipeline, erased: Erased) -> Iterator[Trace]:
         if theirs.any():
             yield Trace("interactions", day, int(theirs.sum()))
     for table, day in _other_tables(pipeline):
-        if count := int(_rows_of(pipeline.tables.read(table, day), table, erased).sum()):
+        if count := int(_rows_of(pipeline, table, day, erased)[1].sum()):
             yield Trace(table, day, count)
     for path in sorted(pipeline.holdouts.folder.glob("v*.parquet")):
         if count := int(_theirs(pl.read_parquet(path)["user_id"], erased).sum()):
@@ -227,15 +229,17 @@ def _other_tables(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
                 yield folder.name, day
 
 
-def _rows_of(frame: pl.DataFrame, table: str, erased: Erased) -> pl.Series:
-    """bool[rows]: the rows of erased users. The table `users` is a person's own: any of its columns may be the id."""
-    texts = [
-        name for name, kind in frame.schema.items() if kind == pl.String and (table == "users" or name == "user_id")
-    ]
+def _rows_of(pipeline: Pipeline, table: str, day: str, erased: Erased) -> tuple[pl.DataFrame, pl.Series]:
+    """A table's day and bool[rows]: the rows of erased users. The table `users` is a person's own: any text in it, or
+    its key, may be the id."""
+    frame, info = pipeline.tables.read(table, day), pipeline.tables.info(table, day) or {}
+    names = ["user_id"]
+    if table == "users":
+        names += info.get("key", []) + [name for name, kind in frame.schema.items() if kind == pl.String]
     found = pl.Series(values=[False], dtype=pl.Boolean).new_from_index(0, len(frame))
-    for name in texts:
-        found |= _theirs(frame[name], erased)
-    return found
+    for name in {*names} & {*frame.columns}:
+        found |= _theirs(frame[name].cast(pl.String), erased)
+    return frame, found
 
 
 def _theirs(users: pl.Series, erased: Erased) -> pl.Series:
@@ -314,19 +318,15 @@ def _cut_raw(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable
 
 
 def _strip_table(pipeline: Pipeline, table: str, day: str, erased: Erased) -> None:
-    frame, info = pipeline.tables.read(table, day), pipeline.tables.info(table, day) or {}
-    for export in pipeline.tables.path(table, day).parent.glob(f"{day}.*"):  # the same rows in other formats
-        if export.suffix != ".parquet":
+    frame, theirs = _rows_of(pipeline, table, day, erased)
+    kept, info = frame.filter(~theirs), pipeline.tables.info(table, day) or {}
+    for export in pipeline.tables.path(table, day).parent.glob(f"{day}.*"):
+        if export.suffix != ".parquet":  # an audience as CSV and LibSVM: made again when it is next asked for
             export.unlink()
-    kept = frame.filter(~_rows_of(frame, table, erased))
-    info |= {"rows": len(kept)} if "rows" in info else {}
+    info |= {name: len(kept) for name in ("rows", "pairs") if isinstance(info.get(name), int)}
     if "users" in info and "user_id" in kept.columns:
         info["users"] = kept["user_id"].n_unique()
     pipeline.tables.publish_frame(table, day, kept, info)
-    path = pipeline.tables.path(table, day)
-    for export in path.parent.glob(f"{day}.*"):  # an audience as CSV and LibSVM: made again when it is next asked for
-        if export != path:
-            export.unlink()
 
 
 def _cut_exports(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable[[str], None]) -> None:

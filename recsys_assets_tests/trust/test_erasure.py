@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import stat
+import zipfile
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -23,12 +24,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys_assets.ingest.decode import RAW_SCHEMA
 from recsys_assets.ingest.erased import cut_object
 from recsys_assets.ingest.validate import ERASED, clean
 from recsys_assets.launch import open_instance, run_job
 from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.publishing.publish import publish_champion, publish_metrics
 from recsys_assets.serving.recommend import Recommender
 from recsys_assets.settings import Settings
+from recsys_assets.sources.assets import users, watch_ratings
 from recsys_assets.storage.artifacts import ArtifactError
 from recsys_assets.storage.tombstones import Erased, Tombstones, digest_of
 from recsys_assets.trust.assets import no_erased_user
@@ -116,6 +120,10 @@ def views(path: Path) -> Iterator[tuple[str, bytes]]:
                                 yield "zlib", zlib.decompress(cell)
                             except zlib.error:
                                 yield "blob", cell
+    if zipfile.is_zipfile(path):  # NumPy's .npz too
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                yield member, archive.read(member)
     if path.suffix == ".duckdb":
         with duckdb.connect(path, read_only=True) as connection:
             for (view,) in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
@@ -163,6 +171,10 @@ def planted_home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, di
         connection.commit()
         connection.execute("DELETE FROM t")  # the pages are free, and as they were
     (home / "store/recommendations/.tmp-999999999-abc").write_text(PLANTED)
+    (home / "store/queue_rejected").mkdir()
+    (home / "store/queue_rejected/1.json").write_text(json.dumps({"body": json.dumps({"who": PLANTED})}))
+    publish_metrics(pipeline, "file://published")
+    publish_champion(pipeline, "file://published")
     return pipeline, planted
 
 
@@ -200,7 +212,7 @@ def test_an_erased_user_is_in_no_byte_and_never_comes_back(
     home = pipeline.settings.home
     before = traces_of(PLANTED, home)
     for place in ("raw_events/", "interactions/", "training_set/", "holdout/", "recommendations/2", ".tmp-", "x.err",
-                  "gone.db", "index.db", "warehouse"):  # fmt: skip
+                  "gone.db", "index.db", "warehouse", "queue_rejected"):  # fmt: skip
         assert any(place in each for each in before), f"nothing was planted in {place}"
     counted, list_before = totals(pipeline), pipeline.tables.read("recommendations", ERASE_DAYS[-1])
     holdout = pl.read_parquet(home / "store/holdout/v1.parquet")
@@ -212,8 +224,8 @@ def test_an_erased_user_is_in_no_byte_and_never_comes_back(
     said = receipt.content
     assert said["finished"]
     assert {each["what"] for each in said["touched"]} == {
-        "raw_events", "interactions", "recommendations", "holdout", "dagster", "warehouse"
-    } - {"warehouse"}  # fmt: skip
+        "raw_events", "interactions", "recommendations", "holdout", "dagster", "messages"
+    }  # fmt: skip
     assert {each["day"] for each in said["touched"] if each["what"] == "raw_events"} == set(ERASE_DAYS)
     assert {each["key"]: each["records"] for each in said["source"]} == planted
     assert {each["what"] for each in said["source"]} == {"listed"}
@@ -300,6 +312,38 @@ def test_every_table_of_users_and_its_exports(tmp_path: Path) -> None:
     assert {each["what"] for each in receipt.content["touched"]} == {"audience", "user_features", "users"}
 
 
+def test_rows_of_a_database_are_cut_on_the_way_in(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.execute("CREATE TABLE people (nr INTEGER PRIMARY KEY, login TEXT, age INTEGER)")
+        database.executemany("INSERT INTO people VALUES (?, ?, ?)", [(31, "zoe", 7), (32, "max", 31), (33, "31", 9)])
+        database.execute("CREATE TABLE seen (nr INTEGER PRIMARY KEY, who INTEGER, what TEXT, at INTEGER, s INT, l INT)")
+        at = int(datetime.fromisoformat(f"{DAYS[0]}T12:00+00:00").timestamp())
+        seen = [(number, who, "p", at, 50, 100) for number, who in enumerate([31, 32, 31, 33])]
+        database.executemany("INSERT INTO seen VALUES (?, ?, ?, ?, ?, ?)", seen)
+    watches = {"table": "seen", "user": "who", "item": "what", "time": "at", "time_unit": "s", "seconds": "s"}
+    sql = {"url": f"sqlite:///{tmp_path}/shop.db", "users": {"table": "people"}, "watches": {**watches, "length": "l"}}
+    pipeline = make_home(tmp_path / "home", sql=sql)
+
+    def load(day: str) -> None:
+        assert dg.materialize([users, watch_ratings], resources={"pipeline": pipeline}, partition_key=day).success
+
+    def rows(day: str) -> tuple[list[Any], list[Any]]:
+        people, ratings = (pipeline.tables.read(table, day) for table in ("users", "watch_ratings"))
+        return people.rows(), ratings["user_id"].to_list()
+
+    load(DAYS[0])
+    assert rows(DAYS[0]) == ([(31, "zoe", 7), (32, "max", 31), (33, "31", 9)], ["31", "32", "33"])
+    erase(pipeline, "31", False, lambda *_: None, lambda _: None)
+    left = ([(32, "max", 31)], ["32", "33"])
+    assert rows(DAYS[0]) == left, "a key or a text is an id, another number is none"
+    load(DAYS[1])
+    assert rows(DAYS[1]) == left
+    assert (pipeline.tables.info("users", DAYS[1]) or {})["erased"] == 2
+    assert (pipeline.tables.info("watch_ratings", DAYS[1]) or {})["rows"]["watches of erased users"] == 2
+    assert (pipeline.tables.info("watch_ratings", DAYS[0]) or {})["pairs"] == 2
+    assert list(scan(pipeline)) == []
+
+
 def test_digits_take_nobody_else_along(tmp_path: Path) -> None:
     tombstones = Tombstones(tmp_path)
     tombstones.add("31")
@@ -349,10 +393,7 @@ def test_any_text_is_cut_clean_and_loses_no_event_of_others(
     def cleaned(content: bytes) -> Any:
         why = (None, None) if is_sound else ("malformed_json", "cut off")
         row = {"key": "k", "etag": "e", "size": 1, "last_modified": datetime(2025, 11, 1), "content": content}
-        raw = pl.DataFrame([row | dict(zip(("reason", "detail"), why, strict=True))]).to_arrow()
-        schema = {"content": pa.large_binary(), "reason": pa.string(), "detail": pa.string(), "key": pa.string()}
-        for name, kind in schema.items():
-            raw = raw.set_column(raw.column_names.index(name), name, raw[name].cast(kind))
+        raw = pa.Table.from_pylist([row | dict(zip(("reason", "detail"), why, strict=True))], RAW_SCHEMA)
         return clean(connection, raw, DAYS[0], Settings(home=Path()))
 
     made, cut = cut_object(text, is_sound, erased)
