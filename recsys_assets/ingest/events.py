@@ -11,6 +11,9 @@ from urllib.parse import unquote_plus
 from recsys_assets.ingest.listing import Place
 from recsys_assets.settings import JobEventSettings
 
+REJECTED = "queue_rejected"
+"""Folder of the store for messages that cannot be understood."""
+
 
 @dataclass(frozen=True)
 class ObjectEvent:

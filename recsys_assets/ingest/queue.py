@@ -23,7 +23,7 @@ import dagster as dg
 
 from recsys_assets.days import day_of
 from recsys_assets.ingest import listing, pace
-from recsys_assets.ingest.events import Meaning, PoisonError, meaning, parse
+from recsys_assets.ingest.events import REJECTED, Meaning, PoisonError, meaning, parse
 from recsys_assets.ingest.sensors import INTERACTIONS, SeenDay, decide, look, run_requests, unclaimed, window
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline
@@ -31,7 +31,6 @@ from recsys_assets.settings import Settings
 from recsys_assets.storage import files
 from recsys_assets.storage.bucket import BucketError
 
-REJECTED = "queue_rejected"
 _HIDDEN_SECONDS = 120  # longer than a tick may take
 _AGAIN_SECONDS = 20  # shorter than the pause between two ticks
 _READ_SECONDS = 20  # of a tick's sixty

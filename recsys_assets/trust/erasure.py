@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from recsys_assets.ingest.decode import RAW_SCHEMA, decode
 from recsys_assets.ingest.erased import cut_batch, cut_object
+from recsys_assets.ingest.events import REJECTED
 from recsys_assets.ingest.listing import placer
-from recsys_assets.ingest.queue import REJECTED
 from recsys_assets.ingest.readmit import consecutive
 from recsys_assets.launch import RunFailed
 from recsys_assets.models import MEMBERS

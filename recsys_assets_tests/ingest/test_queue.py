@@ -18,7 +18,8 @@ import pytest
 from recsys_assets.days import shift, today
 from recsys_assets.ingest import queue as queue_module
 from recsys_assets.ingest.claims import Claims
-from recsys_assets.ingest.queue import REJECTED, bucket_events
+from recsys_assets.ingest.events import REJECTED
+from recsys_assets.ingest.queue import bucket_events
 from recsys_assets.ingest.sensors import new_log_prefixes
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import BucketSettings, QueueSettings
