@@ -14,8 +14,9 @@ What makes it safe to let Polars (simd-json) decode, each seen and tested:
 - A number that is no integer stays one as Float64; below 2**53 every integer is its own double.
 
 Objects are decoded in groups, glued by commas, for their overhead. A group is taken only if it has as many `{` as
-records: then no object holds an inner one, each starts with a record and ends with one, and so its records are as many
-as its own `{`. This is also their count before cleaning, which the cleaning must come to.
+records: then no record holds an inner object, each of the glued starts with a record and ends with one, and so its
+records are as many as its own `{`. This is also their count before cleaning, which the cleaning must come to. For the
+same reason lines can be glued: where each line end stands between `}` and `{`, it stands between two records.
 """
 
 import itertools
@@ -112,14 +113,14 @@ def _frames(batch: pa.RecordBatch, records: NDArray[np.int64]) -> Iterator[pl.Da
     for group in _groups(batch):
         frame = None
         if together:
-            frame, counts = _decoded([text for _, text in group])
+            frame, counts = _decoded([text for _, text, _ in group])
             together = frame is not None or not counts  # objects with inner ones come in numbers
         if frame is not None:
-            records[[row for row, _ in group]] = counts
+            records[[row for row, _, _ in group]] = counts
             yield frame
             continue
-        for row, text in group:
-            frame, counts = _decoded([text])
+        for row, text, is_array in group:
+            frame, counts = _decoded([text], is_array)
             if frame is not None:
                 records[row] = counts[0]
                 yield frame
@@ -129,8 +130,13 @@ def _frames(batch: pa.RecordBatch, records: NDArray[np.int64]) -> Iterator[pl.Da
             return
 
 
-def _decoded(inner: list[memoryview]) -> tuple[pl.DataFrame | None, list[int]]:
-    """The records of some objects, if they are taken; how many each has, empty if they were not counted."""
+def _decoded(inner: list[memoryview], may_nest: bool = False) -> tuple[pl.DataFrame | None, list[int]]:
+    """The records of some objects, if they are taken; how many each has, empty if they were not counted.
+
+    Args:
+        inner: of each, its records with commas between them.
+        may_nest: it is one array, whose records may hold inner objects.
+    """
     glued: list[bytes | memoryview] = [b"["]
     for each in inner:
         glued += (each, b",")
@@ -145,7 +151,7 @@ def _decoded(inner: list[memoryview]) -> tuple[pl.DataFrame | None, list[int]]:
     ends = list(itertools.accumulate((len(each) + 1 for each in inner), initial=1))
     counts = [text.count(b"{", start, end) for start, end in itertools.pairwise(ends)]
     if sum(counts) != len(frame):
-        if len(inner) > 1 or text.count(b'"timestamp"') != len(frame):
+        if not may_nest or text.count(b'"timestamp"') != len(frame):
             return None, counts
         counts = [len(frame)]
     if b"-" in text and any((frame[name] == "0").any() for name in _TEXTS) and _ZERO.search(text):
@@ -155,25 +161,34 @@ def _decoded(inner: list[memoryview]) -> tuple[pl.DataFrame | None, list[int]]:
     return frame, counts
 
 
-def _groups(batch: pa.RecordBatch) -> Iterator[list[tuple[int, memoryview]]]:
-    """(row, text between the brackets) of the sound arrays of objects, some at a time."""
+def _groups(batch: pa.RecordBatch) -> Iterator[list[tuple[int, memoryview, bool]]]:
+    """(row, its records with commas between them, whether it is an array) of sound objects, some at a time."""
     contents, sound = batch.column("content"), batch.column("reason").is_null().to_pylist()
     ends = np.frombuffer(contents.buffers()[1], np.int64)[contents.offset :].tolist()
     data = memoryview(contents.buffers()[2] or b"").cast("B")
-    group: list[tuple[int, memoryview]] = []
+    group: list[tuple[int, memoryview, bool]] = []
     held = 0
     for row in range(len(batch)):
         start, end = ends[row], _rstrip(data, ends[row], ends[row + 1])
-        if not sound[row] or end - start < 4 or data[start] != 0x5B or data[end - 1] != 0x5D:  # [ and ]
+        if not sound[row] or start == end:
             continue
-        front = bytes(data[start + 1 : start + _EDGE])
-        start, end = start + 1 + len(front) - len(front.lstrip(_SPACE)), _rstrip(data, start, end - 1)
-        if start < end and data[start] == 0x7B and data[end - 1] == 0x7D:  # { and }
-            group.append((row, data[start:end]))
-            held += end - start
-            if held >= _GROUP:
-                yield group
-                group, held = [], 0
+        is_array = data[start] == 0x5B and data[end - 1] == 0x5D  # [ and ]
+        if is_array:
+            front = bytes(data[start + 1 : start + _EDGE])
+            start, end = start + 1 + len(front) - len(front.lstrip(_SPACE)), _rstrip(data, start, end - 1)
+        if start >= end or data[start] != 0x7B or data[end - 1] != 0x7D:  # { and }
+            continue
+        text = data[start:end]
+        if not is_array:
+            lines = bytes(text).replace(b"}\n{", b"},{")
+            if b"\n" in lines:
+                continue
+            text = memoryview(lines)
+        group.append((row, text, is_array))
+        held += len(text)
+        if held >= _GROUP:
+            yield group
+            group, held = [], 0
     if group:
         yield group
 

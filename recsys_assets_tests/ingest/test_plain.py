@@ -48,7 +48,9 @@ def test_plain_objects_are_taken_whole_and_others_are_left() -> None:
     inner = array(good, record(context='{"page": [{"a": 1}], "b": "{"}'))
     assert taken(pretty, array(record(title=r'"\u00e9\n"'))) == [3, 1]
     assert taken(*[inner] * 3, array(good)) == [2, 2, 2, 1]
-    assert taken(b"[]", b"", good.encode(), b"[" + good.encode()) == [-1] * 4
+    assert taken(b"[]", b"", b"[" + good.encode(), b"{", b"}", b"]") == [-1] * 6
+    assert taken(*[good.encode(), f"{good}\n{good}\n".encode()], array(good)) == [1, 2, 1]
+    assert taken(f"{good}\n\n{good}".encode(), f"{good}\r\n{good}".encode(), f"{good}\n5".encode()) == [-1] * 3
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,13 @@ def test_records_torn_over_two_objects_are_not_joined() -> None:
     assert taken(f"[{flat}]".encode(), f"[{rest}]".encode()) == [-1, -1]
     flat, rest = record(x='[{"a": 1}, 2]', y='{"timestamp": 1}').split(", 2")
     assert taken(f"[{flat}]".encode(), f'[{{"a": 2}}{rest}]'.encode()) == [-1, -1]
+
+
+def test_a_record_torn_over_two_lines_is_not_joined() -> None:
+    first, second = record(x="[1, 2]").rsplit(", ", 1)
+    assert taken(f"{first}\n{second}".encode(), f"{record()}\n{first}\n{second}".encode()) == [-1, -1]
+    first, second = record(x='[{"a": 1}, {"a": 2}]').split(", {")
+    assert taken(f"{first}\n{{{second}".encode(), f"{record()}\n{first}\n{{{second}".encode()) == [-1, -1]
 
 
 def test_actions_that_a_number_could_read_like_are_left_to_the_sql() -> None:
@@ -154,8 +163,8 @@ def random_object(rng: random.Random) -> bytes:
             pieces.append(record(user_id='"again"')[1:-1])
         rng.shuffle(pieces)
         texts.append("{" + ", ".join(pieces) + "}")
-    text = rng.choice([", ", ",", ",\n  "]).join(texts)
-    content = rng.choice(["[%s]", "[%s]", "[ %s\n]\n"]) % text
+    form = rng.choice(["[%s]", "[%s]", "[ %s\n]\n", "%s\n"])
+    content = form % rng.choice([", ", ",", ",\n  "] if "[" in form else ["\n", "\n", ",\n", ","]).join(texts)
     if rng.random() < 0.03:
         at = rng.randrange(len(content))
         content = content[:at] + rng.choice(["", "}", "]", '"', ",", "{", "\\"]) + content[at + rng.randrange(2) :]
