@@ -7,7 +7,7 @@ the SQL as a whole. So it never has a reason to tell, and it may leave any objec
 What makes it safe to let Polars (simd-json) decode, each seen and tested:
 
 - It takes strict JSON in UTF-8 and nothing else; what it refuses is left. Of a field given twice it takes the first.
-- An escape may stand for a lone surrogate, which becomes a NUL: an object with a backslash is left.
+- An escaped lone surrogate becomes a NUL, and the name of a field may be escaped: objects with such escapes are left.
 - An id is read as text, and of a number the digits come. `31.5`, `1e22`, `true` and `-0` could then not be told from
   texts, so objects with such ids are left, whether they are texts or not.
 - `true` becomes the price 1: where a price is 0 or 1, the object is searched for a price that is a truth value.
@@ -51,7 +51,7 @@ _DOUBTFUL = (  # white space to remove; or a text that may have been a number or
     r"^(?s:[\x00-\x20].*|.*[\x00-\x20]|-?[0-9]+(?:\.[0-9]+)?e-?[0-9]+|-?[0-9]+\.[0-9]+|-?[0-9]{16,}|-0|true|false)$"
 )
 _NAME = re.compile(r"(?!true$|false$)[A-Za-z_]\S*")  # an action that no number or truth value reads like
-_ESCAPES = re.compile(rb"\\u(?:[dD][89a-fA-F]|00[01])")
+_ESCAPES = re.compile(rb"\\u(?:[dD][89a-fA-F]|00(?:[0167]|5[fF]))")  # surrogates, control characters, letters of names
 _ZERO = re.compile(rb":[ \t\r\n]*-0")
 _TRUTH = re.compile(rb'"price"[ \t\r\n]*:[ \t\r\n]*[tf]')
 _SPACE = b" \t\r\n"

@@ -1,7 +1,8 @@
 """The cleaning: raw records in, interactions and rejections out, every record accounted for.
 
-Every record takes the same SQL: DuckDB gives each field's own JSON text, and the text alone decides type and value. An
-object that parses as an array is unnested whole; any other is cut into record texts by `decode.split` first.
+Objects in which nothing is odd take the short way of `plain`, which judges nothing and gives the rows that would come
+out here. Every other record takes the same SQL: DuckDB gives each field's own JSON text, and the text alone decides
+type and value. An object that parses as an array is unnested; any other is first cut into texts by `decode.split`.
 
 A record is rejected for its first defect: the record as such, then timestamp, item_id, user_id, action, category_id and
 price, in this order. What becomes of odd input:

@@ -66,6 +66,7 @@ def test_plain_objects_are_taken_whole_and_others_are_left() -> None:
         *(("action", text) for text in ('"view"', "5", "null", None, '"VIEW "', '"WISH"')),
         *(("price", text) for text in ("true", "false", '"1"', "-1", "1e400", "NaN", '""', "[]")),
         *(("category_id", text) for text in ("1.5", "true", '" "', "-0", "[]", '"' + "é" * 129 + '"')),
+        *(("pr\\u0069ce", text) for text in ("true", "1")),
         *(("other", text) for text in ("NaN", '"\\ud800"', "+1", "01", '"\n"', '"\udcff"')),
     ],
 )
@@ -161,6 +162,8 @@ def random_object(rng: random.Random) -> bytes:
         pieces = [record(**fields)[1:-1]]
         if rng.random() < 0.02:
             pieces.append(record(user_id='"again"')[1:-1])
+        if rng.random() < 0.02:
+            pieces[0] = pieces[0].replace("price", "pr\\u0069ce").replace("user_id", "user\\u005Fid")
         rng.shuffle(pieces)
         texts.append("{" + ", ".join(pieces) + "}")
     form = rng.choice(["[%s]", "[%s]", "[ %s\n]\n", "%s\n"])
