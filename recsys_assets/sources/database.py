@@ -2,10 +2,10 @@
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from time import sleep
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -70,7 +70,7 @@ class Database:
                 if attempt >= self._settings.retries:
                     raise InputUnavailable(f"sql: {self.name}: {said}") from None
                 _log.warning("sql: %s: %s; read again", self.name, said)
-                time.sleep(_PAUSE_SECONDS * 2**attempt)
+                sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("unreachable")
 
     def _snapshot(self, connection: sa.Connection) -> None:
@@ -202,6 +202,7 @@ class Clock:
     def __init__(self, setting: str, settings: SqlClicksSettings, read: Source) -> None:
         kind = read.columns["time"].type
         self._dates = isinstance(kind, (sa.Date, sa.DateTime))
+        self._whole_days = isinstance(kind, sa.Date)
         self._seconds = settings.time_unit == "s"
         # MySQL's TIMESTAMP is a moment, and comes in the session's zone, which is UTC here.
         self._zone = ZoneInfo("UTC" if kind.__visit_name__ == "TIMESTAMP" and _is_mysql(kind) else settings.time_zone)
@@ -210,11 +211,15 @@ class Clock:
             raise InputError(f"{setting}.time: the column is {kind}, neither a date and time nor a number")
 
     def written(self, ms: int) -> Any:
-        """A moment (milliseconds since 1970 UTC) as the column holds it."""
+        """A moment (milliseconds since 1970 UTC) as the column holds it; where that is a date, the first one from then
+        on."""
         if not self._dates:
             return ms / 1000 if self._seconds else ms
         moment = _EPOCH + timedelta(milliseconds=ms)
-        return moment if self._aware else moment.astimezone(self._zone).replace(tzinfo=None)
+        if self._aware:
+            return moment
+        local = moment.astimezone(self._zone).replace(tzinfo=None)
+        return local.date() + timedelta(days=local.time() > time.min) if self._whole_days else local
 
     def ms(self, value: Any) -> int:
         """Milliseconds since 1970 UTC of what the column holds."""

@@ -296,6 +296,7 @@ def test_every_kind_of_time_column_means_the_same_moments(any_database: str, tmp
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("local", sa.DateTime().with_variant(mysql.DATETIME(fsp=3), "mysql", "mariadb")),
         sa.Column("moment", sa.TIMESTAMP(timezone=True).with_variant(mysql.TIMESTAMP(fsp=3), "mysql", "mariadb")),
+        sa.Column("dated", sa.Date),
         sa.Column("millis", sa.BigInteger),
         sa.Column("seconds", sa.Double),
         sa.Column("exact", sa.Numeric(14, 3)),
@@ -306,10 +307,8 @@ def test_every_kind_of_time_column_means_the_same_moments(any_database: str, tmp
         at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
         local = at.astimezone(ZoneInfo(ZONE)).replace(tzinfo=None)
         moment = at if engine.dialect.name == "postgresql" else at.replace(tzinfo=None)
-        exact = Decimal(ms) / 1000
-        rows.append(
-            {"id": number, "local": local, "moment": moment, "millis": ms, "seconds": ms / 1000, "exact": exact}
-        )
+        numbers = {"millis": ms, "seconds": ms / 1000, "exact": Decimal(ms) / 1000}
+        rows.append({"id": number, "local": local, "moment": moment, "dated": local.date(), **numbers})
     with engine.begin() as connection:
         if engine.dialect.name == "mysql":
             connection.execute(sa.text("SET time_zone = '+00:00'"))
@@ -320,16 +319,20 @@ def test_every_kind_of_time_column_means_the_same_moments(any_database: str, tmp
     sections = {
         "local": {**common, "time": "local", "time_zone": ZONE},
         "moment": {**common, "time": "moment", **({} if engine.dialect.name == "sqlite" else {"time_zone": ZONE})},
+        "dated": {**common, "time": "dated", "time_zone": ZONE},
+        "dated_utc": {**common, "time": "dated"},
         "millis": {**common, "time": "millis"},
         "seconds": {**seconds, "time": "seconds"},
         "exact": {**seconds, "time": "exact"},
     }
     pipeline = home(tmp_path, any_database, events=sections, batch_rows=2)
     loaded = load_day(pipeline, Database(pipeline.settings.sql), day)
+    midnights = {"dated": first, "dated_utc": day_start_ms(day, "UTC")}  # of a date that is all that is known
     for name in sections:
-        assert loaded[name].rows == 5
+        assert loaded[name].rows == 5, name
         records = [record for key, part in written(pipeline).items() if f"sql-{name}-" in key for record in part]
-        assert [record["timestamp"] for record in records] == moments[1:-1], name
+        expected = [midnights[name]] * 5 if name in midnights else moments[1:-1]
+        assert [record["timestamp"] for record in records] == expected, name
 
 
 def _of(pipeline: Pipeline, day: int) -> Iterator[Row]:
