@@ -15,7 +15,7 @@ import filelock
 
 from recsys_assets import reporting
 from recsys_assets.partitions import daily
-from recsys_assets.personalize.export import Exports, export_day
+from recsys_assets.personalize.export import Exports
 from recsys_assets.personalize.service import ACTIVE, Personalize
 from recsys_assets.personalize.steps import (
     ASSETS,
@@ -67,16 +67,12 @@ _SHARED: dict[str, Any] = {
 def personalize_export(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
     versions: dict[str, str] = {}
     with explained_failures(pipeline):
-        service, exports, records = Personalize(pipeline.settings.personalize), Exports(pipeline), Records(pipeline)
+        exports = Exports(pipeline)
+        chain = Chain(pipeline, Personalize(pipeline.settings.personalize), exports)
         for day in context.partition_keys:
             started = time.monotonic()
-            with records.lock():
-                record = records.read(day)
-                made = export_day(pipeline, service, exports, day, record.get("export"))
-                kept = {kind: {name: file[name] for name in file if name != "fresh"} for kind, file in made.items()}
-                if record.get("export") != kept:
-                    record.pop("done", None)
-                    records.write(day, record | {"export": kept})
+            with chain.records.lock():
+                made = chain.export(day)
             versions[day] = " ".join(file["sha256"] for file in made.values())
             context.add_asset_metadata(
                 {

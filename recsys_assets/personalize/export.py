@@ -89,16 +89,12 @@ class Exports:
         return f"s3://{self._name}/" + (self.key(kind, day) if day else f"{self.root}{kind}/")
 
     def days(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Day -> etag, bytes and moment (ISO) of its file."""
+        """Day -> etag and bytes of its file."""
         found = {}
         for entry in self.bucket.level(f"{self.root}{kind}/")[0]:
             name = entry.key.rpartition("/")[2]
             if name.endswith(".csv"):
-                found[name.removesuffix(".csv")] = {
-                    "etag": entry.etag,
-                    "bytes": entry.size,
-                    "moment": entry.last_modified.isoformat(),
-                }
+                found[name.removesuffix(".csv")] = {"etag": entry.etag, "bytes": entry.size}
         return found
 
 

@@ -18,7 +18,15 @@ from typing import Any
 import filelock
 
 from recsys_assets.days import shift
-from recsys_assets.personalize.export import WAITING_ROOM, Exports, admit, forget, forget_snapshots, window_start
+from recsys_assets.personalize.export import (
+    WAITING_ROOM,
+    Exports,
+    admit,
+    export_day,
+    forget,
+    forget_snapshots,
+    window_start,
+)
 from recsys_assets.personalize.service import ACTIVE, FAILED, NotFound, Occupied, Personalize, Seen, moment
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import PersonalizeSettings
@@ -227,12 +235,7 @@ def account(record: Record, step: str) -> str:
 def in_dataset(records: dict[str, Record]) -> tuple[dict[str, str], dict[str, Any] | None]:
     """What the dataset of interactions holds: day -> ETag of its file; and the last import of everything, if any."""
     ended = [job for record in records.values() for job in record.get("imported", [])]
-    ended += [
-        job
-        for record in records.values()
-        for kind, job in jobs_of(record, "import").items()
-        if kind == "interactions" and job["status"] == ACTIVE
-    ]
+    ended += [job for job in _imports(records) if job["status"] == ACTIVE]
     holds: dict[str, str] = {}
     full: dict[str, Any] | None = None
     for job in sorted(ended, key=lambda job: str(job["created"])):
@@ -240,6 +243,12 @@ def in_dataset(records: dict[str, Record]) -> tuple[dict[str, str], dict[str, An
             holds, full = {}, job
         holds |= job["files"]
     return holds, full
+
+
+def _imports(records: dict[str, Record]) -> list[Job]:
+    """The newest import of interactions of each day."""
+    found = (jobs_of(record, "import").get("interactions") for record in records.values())
+    return [job for job in found if job is not None]
 
 
 def import_mode(
@@ -265,8 +274,8 @@ def import_mode(
         why = f"fewer than {_LEAST_ROWS} rows"
     elif size > _MOST_BYTES:
         why = "more than 1 GB"
-    elif there[day]["moment"] <= full["updated"]:
-        why = "the last import of everything may have read the file"
+    elif any(job["arn"] and job["status"] not in _SETTLED for job in _imports(records)):
+        why = "another import, which takes too long, may read the file"
     elif shift(str(full["day"]), settings.full_import_days) <= day:
         why = f"everything was imported {settings.full_import_days} days ago or more"
     else:
@@ -310,7 +319,17 @@ class Chain:
     def __init__(self, pipeline: Pipeline, service: Personalize, exports: Exports) -> None:
         self.settings = pipeline.settings.personalize
         self.records = Records(pipeline)
-        self._service, self._exports = service, exports
+        self._pipeline, self._service, self._exports = pipeline, service, exports
+
+    def export(self, day: str) -> dict[str, Any]:
+        """Writes the day's files, and down what they are. Returns what `export_day` does."""
+        record = self.records.read(day)
+        made = export_day(self._pipeline, self._service, self._exports, day, record.get("export"))
+        kept = {kind: {name: file[name] for name in file if name != "fresh"} for kind, file in made.items()}
+        if record.get("export") != kept:
+            record.pop("done", None)
+            self.records.write(day, record | {"export": kept})
+        return made
 
     def refresh(self, day: str, record: Record, step: str) -> bool:
         """Asks Personalize about the jobs of a step that have not ended. Returns whether anything changed."""

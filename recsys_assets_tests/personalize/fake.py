@@ -76,8 +76,8 @@ class FakePersonalize:
         most: kind -> the most of it that were under way at once.
     """
 
-    def __init__(self, s3: Any, region: str = "eu-west-1", seconds: tuple[float, float] = (0.0, 0.0)) -> None:
-        self.s3, self.region, self.seconds = s3, region, seconds
+    def __init__(self, s3: Any, seconds: tuple[float, float], clock: Callable[[], float] = float) -> None:
+        self.s3, self.region, self.seconds, self._clock = s3, "eu-west-1", seconds, clock
         self.rates: dict[str, float] = {}
         self.quota: Counter[str] = Counter()
         self.to_fail: dict[str, list[str]] = {}
@@ -96,7 +96,7 @@ class FakePersonalize:
     # ------------------------------------------------------------------------------------------------------- for tests
 
     def skip(self, seconds: float) -> None:
-        """Moves the clock by which jobs go on."""
+        """Moves the clock by which jobs go on; by itself it stands still."""
         with self._lock:
             self._skipped += seconds
             self._go_on()
@@ -192,7 +192,7 @@ class FakePersonalize:
     # ---------------------------------------------------------------------------------------------------- the states
 
     def _now(self) -> float:
-        return time.monotonic() + self._skipped
+        return self._clock() + self._skipped
 
     def _go_on(self) -> None:
         pending, progress = self.seconds
@@ -552,7 +552,7 @@ def main() -> None:
     import boto3
 
     s3 = boto3.client("s3", endpoint_url=given.s3)
-    with Server(FakePersonalize(s3, seconds=(given.seconds, given.seconds)), given.port) as server:
+    with Server(FakePersonalize(s3, (given.seconds, given.seconds), time.monotonic), given.port) as server:
         print(f"Amazon Personalize, of a kind, on {server.url}", flush=True)  # noqa: T201
         server.wait()
 

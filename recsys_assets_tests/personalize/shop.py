@@ -11,7 +11,9 @@ import polars as pl
 
 from recsys_assets.ingest.validate import INTERACTIONS_SCHEMA, REJECTED_SCHEMA
 from recsys_assets.personalize import assets
-from recsys_assets.personalize.steps import Record, Records
+from recsys_assets.personalize.export import Exports
+from recsys_assets.personalize.service import Personalize
+from recsys_assets.personalize.steps import Chain, Record, Records, account, is_outdated, status_of, steps_of
 from recsys_assets.pipeline import Pipeline, described
 from recsys_assets.settings import BucketSettings
 from recsys_assets_tests.graph import make_home
@@ -129,6 +131,7 @@ class Shop:
     def open(self, **changed: Any) -> Pipeline:
         self.settings |= changed
         self.pipeline = make_home(self.folder, personalize=self.settings)
+        self.repository = definitions(self.pipeline).get_repository_def()
         return self.pipeline
 
     def publish(self, day: str, frame: pl.DataFrame) -> None:
@@ -157,16 +160,12 @@ class Shop:
         from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
         many = {ASSET_PARTITION_RANGE_START_TAG: min(days), ASSET_PARTITION_RANGE_END_TAG: max(days)}
-        result = (
-            definitions(self.pipeline)
-            .resolve_job_def("personalize")
-            .execute_in_process(
-                instance=self.instance,
-                partition_key=days[0] if len(days) == 1 else None,
-                asset_selection=[dg.AssetKey(f"personalize_{step}") for step in steps or ASSETS],
-                tags={**(tags or {}), **(many if len(days) > 1 else {})},
-                raise_on_error=False,
-            )
+        result = self.repository.get_job("personalize").execute_in_process(
+            instance=self.instance,
+            partition_key=days[0] if len(days) == 1 else None,
+            asset_selection=[dg.AssetKey(f"personalize_{step}") for step in steps or ASSETS],
+            tags={**(tags or {}), **(many if len(days) > 1 else {})},
+            raise_on_error=False,
         )
         self.runs.append((f"{min(days)}..{max(days)}" if len(days) > 1 else days[0], list(steps), result.success))
         for event in result.all_events:
@@ -176,12 +175,30 @@ class Shop:
                 self.said.append(str(data.user_failure_data.description))
         return result.success
 
+    def go(self, *days: str) -> dict[str, Any]:
+        """The whole chain of days without Dagster, which takes most of a test's time. Returns the last export."""
+        made: dict[str, Any] = {}
+        chain = Chain(self.pipeline, Personalize(self.pipeline.settings.personalize), Exports(self.pipeline))
+        steps = steps_of(chain.settings)
+        with chain.records.lock():
+            for day in days:
+                made = chain.export(day)
+            for _ in range(6 * len(days)):
+                for day in days:
+                    for step in steps:
+                        chain.advance(day, step)
+                self.fake.skip(2)
+                records = [chain.records.read(day) for day in days]
+                if all(status_of(r, step) == "ACTIVE" and not is_outdated(r, step) for r in records for step in steps):
+                    return made
+        raise AssertionError({day: self.stands(day) for day in days})
+
     def look(self) -> dg.SensorResult:
         """A tick of the sensor; what it tells is recorded, and what it asks for is left to the caller."""
         with dg.build_sensor_context(
             instance=self.instance,
             resources={"pipeline": self.pipeline},
-            repository_def=definitions(self.pipeline).get_repository_def(),
+            repository_def=self.repository,
         ) as context:
             ticked = assets.personalize_progress(context)
         assert isinstance(ticked, dg.SensorResult)
@@ -236,8 +253,6 @@ class Shop:
                 records.write(day, record)
 
     def stands(self, day: str) -> dict[str, str]:
-        from recsys_assets.personalize.steps import account
-
         record = self.record(day)
         return {step: account(record, step) for step in ("import", "version", "campaign") if step in record}
 

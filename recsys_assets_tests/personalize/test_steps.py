@@ -67,47 +67,38 @@ def test_a_job_that_takes_too_long_is_said_once_and_still_followed(shop: Shop) -
 
 
 def test_a_backfill_of_old_days_does_not_take_the_campaign_back(shop: Shop) -> None:
-    assert shop.run([THIRD])
-    shop.settle()
-    assert shop.run([FIRST, SECOND])
-    shop.settle()
+    shop.go(THIRD)
+    shop.go(FIRST, SECOND)
     assert shop.fake.all("campaign-update") == []
     (campaign,) = shop.fake.all("campaign")
     assert campaign.values["solutionVersionArn"] == shop.record(THIRD)["version"]["jobs"]["version"]["arn"]
     for day in (FIRST, SECOND):
-        (job,) = shop.metadata("campaign", day)["jobs"].records
-        assert job.data["mode"].startswith("kept: it serves the version of 2025-11-03")
-        assert shop.metadata("campaign", day)["status"] == "ACTIVE"
+        job = shop.record(day)["campaign"]["jobs"]["campaign"]
+        assert (job["mode"], job["what"]) == ("kept", f"it serves the version of {THIRD}: a campaign never goes back")
     (shop.folder / f"store/personalize/{THIRD}.json").unlink()  # and with the store lost: the version bears its day
     (shop.folder / f"store/personalize/{SECOND}.json").unlink()
-    assert shop.run([SECOND])
-    shop.settle()
+    shop.go(SECOND)
     assert shop.fake.all("campaign-update") == []
     assert len(shop.fake.all("solution-version")) == 3, "found by its name, not trained again"
 
 
 def test_late_data_is_another_job_of_its_day_and_replaces_everything(shop: Shop) -> None:
     for day in (FIRST, SECOND):
-        assert shop.run([day])
-        shop.settle()
+        shop.go(day)
     shop.publish(FIRST, events(FIRST, rows=1300))
-    assert shop.run([FIRST])
-    shop.settle()
+    shop.go(FIRST)
     jobs = shop.record(FIRST)["import"]["jobs"]
     assert (jobs["interactions"]["name"], jobs["interactions"]["mode"]) == (f"recsys-interactions-{FIRST}-2", "FULL")
     assert len(shop.fake.rows(f"{DATASET}/INTERACTIONS")) == 2500, "the second day's rows are still there, once"
-    assert shop.run([THIRD])
-    shop.settle()
+    shop.go(THIRD)
     assert shop.record(THIRD)["import"]["jobs"]["interactions"]["mode"] == "INCREMENTAL"
     assert len(shop.fake.rows(f"{DATASET}/INTERACTIONS")) == 3700
 
 
 def test_a_small_day_cannot_be_appended(shop: Shop) -> None:
-    assert shop.run([FIRST])
-    shop.settle()
+    shop.go(FIRST)
     shop.publish(SECOND, events(SECOND, rows=40))
-    assert shop.run([SECOND])
-    shop.settle()
+    shop.go(SECOND)
     job = shop.record(SECOND)["import"]["jobs"]["interactions"]
     assert (job["mode"], job["what"]) == ("FULL", "fewer than 1000 rows")
     assert len(shop.fake.rows(f"{DATASET}/INTERACTIONS")) == 1240
@@ -125,8 +116,7 @@ def test_other_recipes_train_in_full_and_full_training_comes_round(shop: Shop) -
     shop.publish(days[3], events(days[3]))
     shop.open(full_training_days=2)
     for day in days:
-        assert shop.run([day])
-        shop.settle()
+        shop.go(day)
     modes = [each.values["trainingMode"] for each in shop.fake.all("solution-version")]
     assert modes == ["FULL", "UPDATE", "FULL", "UPDATE"]
 
@@ -145,10 +135,9 @@ def test_the_files_hold_to_the_schema_of_each_dataset(shop: Shop) -> None:
     customers = pl.DataFrame({"customer": ["user-3", 'o\\"dd, user'], "country": ['"Çôte"\nd\'Or', None]})
     shop.pipeline.tables.publish_frame("users", FIRST, customers, {})
     shop.open(user_column="customer")
-    assert shop.run([FIRST]), shop.said
-    shop.settle()
-    shown = shop.metadata("export", FIRST)
-    assert [row.data["left out (ids too long)"] for row in shown["files"].records] == [1, 0, 1]
+    assert {kind: file["left_out"] for kind, file in shop.go(FIRST).items()} == {
+        "interactions": 1, "items": 0, "users": 1
+    }  # fmt: skip
     rows = shop.fake.rows(f"{DATASET}/INTERACTIONS")
     assert len(rows) == 1199
     (first,) = [row for row in rows if row["USER_ID"] == 'o\\"dd, user']
@@ -212,8 +201,7 @@ def test_erased_users_are_cut_out_of_a_file() -> None:
 
 def test_erasing_a_user_reaches_the_files_and_the_next_import(shop: Shop) -> None:
     shop.add_dataset("users")
-    assert shop.run(DAYS, "export", "import")
-    shop.settle()
+    shop.go(*DAYS)
     shop.publish(shift(THIRD, 1), events(shift(THIRD, 1)))
     assert shop.run([shift(THIRD, 1)], "export")
     s3 = boto3.client("s3", endpoint_url=shop.settings["s3_endpoint_url"])
@@ -239,8 +227,7 @@ def test_erasing_a_user_reaches_the_files_and_the_next_import(shop: Shop) -> Non
     assert [each["what"] for each in receipt.content["left"]] == ["Amazon Personalize"]
     assert receipt.content["finished"]
     assert any(row["USER_ID"] == "user-3" for row in shop.fake.rows(f"{DATASET}/INTERACTIONS")), "until the next import"
-    assert shop.run([shift(THIRD, 1)])
-    shop.settle()
+    shop.go(shift(THIRD, 1))
     job = shop.record(shift(THIRD, 1))["import"]["jobs"]["interactions"]
     assert (job["mode"], job["what"]) == ("FULL", f"the file of {FIRST} has changed since it was imported")
     for kind in ("INTERACTIONS", "USERS"):
@@ -250,8 +237,7 @@ def test_erasing_a_user_reaches_the_files_and_the_next_import(shop: Shop) -> Non
 def test_what_lies_before_the_window_leaves_the_bucket(shop: Shop) -> None:
     shop.open(window_days=2)
     for day in DAYS:
-        assert shop.run([day])
-        shop.settle()
+        shop.go(day)
     s3 = boto3.client("s3", endpoint_url=shop.settings["s3_endpoint_url"])
     keys = [each["Key"] for each in s3.list_objects_v2(Bucket=shop.bucket_name)["Contents"]]
     assert keys == [f"for/personalize/interactions/{day}.csv" for day in DAYS[1:]]
@@ -273,8 +259,7 @@ def test_what_is_missing_is_said(shop: Shop) -> None:
 
 
 def test_a_campaign_that_follows_by_itself_is_refused(shop: Shop) -> None:
-    assert shop.run([FIRST])
-    shop.settle()
+    shop.go(FIRST)
     shop.fake.all("campaign")[0].values["campaignConfig"] = {"syncWithLatestSolutionVersion": True}
     assert shop.run([SECOND])
     shop.settle_until(lambda: bool(shop.said))

@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 
 from recsys_assets.personalize import service
-from recsys_assets.personalize.export import Exports, export_day
+from recsys_assets.personalize.export import Exports
 from recsys_assets.personalize.service import Personalize
 from recsys_assets.personalize.steps import Chain
 from recsys_assets.pipeline import Pipeline
@@ -60,13 +60,11 @@ def count_events(kill_at: int) -> None:
 
 def call(pipeline: Pipeline, personalize: Personalize, exports: Exports, day: str, step: str) -> None:
     chain = Chain(pipeline, personalize, exports)
-    if step == "export":
-        with chain.records.lock():
-            made = export_day(pipeline, personalize, exports, day, chain.records.read(day).get("export"))
-            chain.records.write(day, chain.records.read(day) | {"export": made})
-        return
     with chain.records.lock():
-        chain.advance(day, step)
+        if step == "export":
+            chain.export(day)
+        else:
+            chain.advance(day, step)
 
 
 def run(job: dg.JobDefinition, instance: dg.DagsterInstance, day: str, steps: list[str]) -> bool:
