@@ -38,7 +38,7 @@ _SCHEMA = {
         "dagster/column_schema": reporting.schema(
             {
                 "day": ("DATE", "partition: the newest day of the run that decided"),
-                "asset": ("VARCHAR", "training_set, a member or hybrid_model"),
+                "asset": ("VARCHAR", "training_set, a member, hybrid_model or propensity_model"),
                 "of_day": ("VARCHAR", "the day of the version"),
                 "version": ("VARCHAR", "which of that day's versions"),
                 "bytes": ("BIGINT", "of its files; some are shared with other versions"),

@@ -28,7 +28,7 @@ from recsys_assets.storage import files
 from recsys_assets.storage.artifacts import MANIFEST, ArtifactError, Artifacts
 from recsys_assets.trust.lineage import Made, ancestry
 
-PRUNED_ASSETS = ("training_set", *[f"{name}_model" for name in MEMBERS], "hybrid_model")
+PRUNED_ASSETS = ("training_set", *[f"{name}_model" for name in MEMBERS], "hybrid_model", "propensity_model")
 
 
 @dataclass(frozen=True)
