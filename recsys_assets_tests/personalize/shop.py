@@ -175,10 +175,13 @@ class Shop:
                 self.said.append(str(data.user_failure_data.description))
         return result.success
 
+    def chain(self) -> Chain:
+        return Chain(self.pipeline, Personalize(self.pipeline.settings.personalize), Exports(self.pipeline))
+
     def go(self, *days: str) -> dict[str, Any]:
         """The whole chain of days without Dagster, which takes most of a test's time. Returns the last export."""
         made: dict[str, Any] = {}
-        chain = Chain(self.pipeline, Personalize(self.pipeline.settings.personalize), Exports(self.pipeline))
+        chain = self.chain()
         steps = steps_of(chain.settings)
         with chain.records.lock():
             for day in days:
