@@ -161,6 +161,8 @@ def told(record: Record, step: str, service: Personalize) -> dict[str, Any]:
         "console": dg.MetadataValue.url(service.console_url()),
         **{f"ARN of {name}": job["arn"] for name, job in sorted(jobs.items()) if job["arn"]},
     }
+    if step == "campaign" and jobs:
+        metadata["ARN of the version"] = jobs["campaign"]["of"]
     if record[step].get("why"):
         metadata["waits"] = record[step]["why"]
     if record[step].get("again"):

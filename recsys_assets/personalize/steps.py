@@ -227,7 +227,11 @@ def due(
 
 def account(record: Record, step: str) -> str:
     """A line on where a step stands: equal lines, nothing new."""
-    names = ", ".join(f"{job['name']} {job['status']}" for _, job in sorted(jobs_of(record, step).items()))
+    again = {job["number"]: f" no. {job['number']}" for job in jobs_of(record, step).values() if job["number"] > 1}
+    names = ", ".join(
+        f"{job['name']}{again.get(job['number'], '')} {job['status']}"
+        for _, job in sorted(jobs_of(record, step).items())
+    )
     why = record.get(step, {}).get("why")
     return f"{names or 'nothing started'}{f'; {why}' if why else ''}"
 
