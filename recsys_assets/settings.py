@@ -313,13 +313,14 @@ class SequenceSettings(_Section):
 
 
 class RankerSettings(_Section):
-    """Trees that rank the members' candidates by recency, rhythm, category, price and popularity."""
+    """A network that ranks the members' candidates by recency, rhythm, category, price and popularity."""
 
-    learn_days: int = Field(56, ge=1, description="days before the validation days from which ranking is learned")
-    learn_lists: int = Field(20_000, ge=0, description="users' days looked at, at most; 0: no ranker")
-    trees: int = Field(200, ge=1)
-    leaves: int = Field(15, ge=2)
-    learning_rate: float = Field(0.06, gt=0)
+    learn_days: int = Field(84, ge=1, description="days before the validation days from which ranking is learned")
+    learn_lists: int = Field(30_000, ge=0, description="users' days looked at, at most; 0: no ranker")
+    hidden: list[int] = Field([128, 48], min_length=1, description="widths of the network's layers")
+    learning_rate: float = Field(2e-3, gt=0)
+    epochs: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
 
 
 class SearchSettings(_Section):

@@ -1,8 +1,8 @@
 """Makes every model and lists and prints their SHA-256: python -m recsys_assets_tests.determinism_worker HOME FOLDER.
 
 HOME has training sets of the days that follow as further arguments; its models are made anew by what the assets call.
-FOLDER takes members fitted and updated, and a ranker learned, on a shop that is large enough for BLAS, torch and
-LightGBM to want several threads.
+FOLDER takes members fitted and updated, and a ranker learned, on a shop that is large enough for BLAS and torch
+to want several threads.
 """
 
 import hashlib
@@ -52,7 +52,6 @@ def main() -> None:
         als={"factors": 64, "iterations": 3},
         sequence={"dimension": 64, "epochs": 1, "batch_tokens": 2048},
         recommend={"bought_items": "keep"},
-        ranker={"trees": 40},
     )
     members = {}
     for name, kind in MEMBERS.items():

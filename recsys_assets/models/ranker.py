@@ -1,18 +1,20 @@
-"""Ranks candidates by what is known of the user and the item: trees learned on past days."""
+"""Ranks candidates by what is known of the user and the item: a small network learned on past days."""
 
+import hashlib
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from recsys_assets.evaluation.metrics import top
-from recsys_assets.models.base import Arrays, Events, Floats, Ints, Log, Longs, Params, TrainingSet, silent
+from recsys_assets.models import listnet
+from recsys_assets.models.base import Arrays, Events, Floats, Ints, Log, Longs, Params, TrainingSet, in_threads, silent
 from recsys_assets.models.features import (
     ITEM_FEATURES,
     Shelf,
     category_affinity,
     distinct,
+    hazards,
     item_table,
     pair_features,
 )
@@ -20,9 +22,12 @@ from recsys_assets.settings import Settings
 from recsys_assets.training.events import DAY_MS
 
 _BATCH_ROWS = 256
-_OWN, _CANDIDATES = 70, 90  # candidates of a list to learn from: met before, and together with what was not
+_OWN, _CANDIDATES = 50, 60  # candidates of a list to learn from: met before, and together with what was not
+_MARK = "network."  # before the names of the network's arrays
 _SOLD = 2000  # best-selling items among which new ones are chosen
-_MIN_LISTS = 200  # with a hit among the candidates: fewer teach trees little but noise
+_MIN_LISTS = 200  # with a hit among the candidates: fewer teach little but noise
+_STEPS, _BATCH_LISTS = 200, (16, 128)  # steps in a pass, as far as these bounds of the lists in a step allow
+_CUTOFF = 10  # a list weighs one over the DCG it could reach among so many
 
 
 class Day(Protocol):
@@ -58,107 +63,84 @@ def days_of_rows(days: Sequence[Day], count: int, seed: int) -> list[tuple[Day, 
 
 
 class Ranker:
-    """LambdaMART (Burges, MSR-TR-2010-82) in LightGBM's form over the features of `models.features`.
-
-    Learned on lists of past days for NDCG, from each day's own past only. The trees stay as they are until they are
-    learned anew; what they look at (`shelf`) is counted anew every day.
+    """A network over the features of `models.features`, learned by `listnet` on lists of past days, from each day's
+    own past only. The network stays as it is until it is learned anew; what it looks at (`shelf`) is counted anew every
+    day.
     """
 
-    def __init__(self, trees: str, shelf: Shelf) -> None:
-        """`trees`: LightGBM's text format."""
-        self.trees = trees
+    def __init__(self, network: Arrays, shelf: Shelf) -> None:
+        self.network = network
         self.shelf = shelf
 
     @classmethod
     def learn(cls, data: TrainingSet, days: Sequence[Day], settings: Settings, log: Log = silent) -> Self | None:
         """From at most `ranker.learn_lists` lists of `days`, all before the end of `data`; None if too few of them
-        have anything to teach. The same input gives the same trees."""
+        have anything to teach. The same input gives the same network."""
         own = settings.ranker
-        features, labels, sizes = [], [], []
-        names: list[str] = []
-        for day, users in days_of_rows(days, own.learn_lists, settings.training.seed) if own.learn_lists else []:
-            shelf = shelf_of(data.before(day.at_ms))
-            for begin in range(0, len(users), _BATCH_ROWS):
-                part = users[begin : begin + _BATCH_ROWS]
-                history = day.history.of_users(part)
-                rows, items = _candidates(history, day, part, shelf)
-                wanted = day.target_rows.astype(np.int64) * history.n_items + day.target_items
-                hit = np.isin(part[rows].astype(np.int64) * history.n_items + items, wanted)
-                kept = (np.bincount(rows, hit, len(part)) > 0)[rows]
-                names, values = pair_features(history, day.at_ms, rows[kept], items[kept], shelf)
-                features.append(values)
-                labels.append(hit[kept])
-                sizes.append(np.unique(rows[kept], return_counts=True)[1])
-        lists = sum(map(len, sizes))
+        sample = days_of_rows(days, own.learn_lists, settings.training.seed) if own.learn_lists else []
+        lessons = in_threads(lambda day: _lessons(data, *sample[day]), range(len(sample)))
+        parts = [part for of_day in lessons for part in of_day]
+        lists = sum(len(part.sizes) for part in parts)
         if lists < _MIN_LISTS:
             log(f"ranker: {lists} lists are too few to learn from; the hybrid is a weighted sum of its members")
             return None
-        import lightgbm
-
-        parameters = {
-            "objective": "lambdarank",
-            "lambdarank_truncation_level": 15,
-            "learning_rate": own.learning_rate,
-            "num_leaves": own.leaves,
-            "min_data_in_leaf": 200,
-            "feature_fraction": 0.35,
-            "bagging_fraction": 0.35,
-            "bagging_freq": 1,
-            "max_bin": 63,
-            "seed": settings.training.seed,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": 1,
-            "verbose": -1,
-        }
-        table = lightgbm.Dataset(
-            np.concatenate(features),
-            np.concatenate(labels).astype(np.float32),
-            group=np.concatenate(sizes),
-            feature_name=names,
-            params=parameters,
-        )
-        booster = lightgbm.train(parameters, table, own.trees)
-        gain = booster.feature_importance("gain")
-        most = ", ".join(names[i] for i in np.argsort(-gain, kind="stable")[:5])
-        log(f"ranker: {booster.num_trees()} trees learned from {lists} lists; most used: {most}")
-        return cls(booster.model_to_string(), shelf_of(data))
+        together = listnet.Lists(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        del lessons, parts
+        batch = int(np.clip(lists // _STEPS, *_BATCH_LISTS))
+        recipe = listnet.Recipe(tuple(own.hidden), own.learning_rate, own.epochs, batch, own.dropout)
+        network = listnet.learn(together, recipe, settings.training.seed, lambda message: log(f"ranker: {message}"))
+        log(f"ranker: learned from {lists} lists")
+        return cls(network, shelf_of(data))
 
     def at(self, data: TrainingSet) -> Self:
-        """The same trees, looking at the shop as of the end of `data`."""
-        return type(self)(self.trees, shelf_of(data))
-
-    @cached_property
-    def _booster(self) -> Any:
-        import lightgbm
-
-        return lightgbm.Booster(model_str=self.trees)
+        """The same network, looking at the shop as of the end of `data`."""
+        return type(self)(self.network, shelf_of(data))
 
     def score(self, history: Events, at_ms: int, rows: Longs, items: Longs) -> Floats:
         """float32[p]: one score a (row of `history`, item) pair, comparable within a row."""
         if not len(rows):
             return np.zeros(0, np.float32)
-        _, values = pair_features(history, at_ms, rows, items, self.shelf)
-        return np.asarray(self._booster.predict(values, num_threads=1), np.float32)
+        return listnet.forward(self.network, pair_features(history, at_ms, rows, items, self.shelf)[1])
 
-    def explain(self, history: Events, at_ms: int, rows: Longs, items: Longs) -> tuple[list[str], Floats, Floats]:
-        """Feature names, float32[p, f] values, and float32[p, f] what each adds to the score (SHAP values of the trees,
-        Lundberg et al. 2020; the score less a constant is their sum)."""
-        names, values = pair_features(history, at_ms, rows, items, self.shelf)
-        added = np.asarray(self._booster.predict(values, pred_contrib=True, num_threads=1), np.float32)
-        return names, values, added[:, :-1]
+    def digest(self) -> str:
+        """A digest of what was learned."""
+        return hashlib.sha256(b"".join(self.network[name].tobytes() for name in sorted(self.network))).hexdigest()[:16]
 
     def state(self) -> tuple[Arrays, Params]:
-        return dict(self.shelf._asdict()), {"trees": self.trees}
+        return {**{_MARK + name: values for name, values in self.network.items()}, **self.shelf._asdict()}, {}
 
     @classmethod
     def from_state(cls, arrays: Arrays, params: Params) -> Self:
-        return cls(str(params["trees"]), Shelf(arrays["table"], arrays["category"], arrays["price"]))
+        network = {name.removeprefix(_MARK): values for name, values in arrays.items() if name.startswith(_MARK)}
+        return cls(network, Shelf(*(arrays[name] for name in Shelf._fields)))
+
+
+def _lessons(data: TrainingSet, day: Day, users: Ints) -> list[listnet.Lists]:
+    """What the `users` of a day teach: their candidates, and which of them they took, where they took any."""
+    if not len(users):
+        return []
+    found = []
+    shelf = shelf_of(data.before(day.at_ms))
+    possible = np.bincount(day.target_rows, minlength=day.history.n_users)
+    for begin in range(0, len(users), _BATCH_ROWS):
+        part = users[begin : begin + _BATCH_ROWS]
+        history = day.history.of_users(part)
+        rows, items = _candidates(history, day, part, shelf)
+        wanted = day.target_rows.astype(np.int64) * history.n_items + day.target_items
+        hit = np.isin(part[rows].astype(np.int64) * history.n_items + items, wanted)
+        useful = np.bincount(rows, hit, len(part)) > 0
+        kept = useful[rows]
+        _, values = pair_features(history, day.at_ms, rows[kept], items[kept], shelf)
+        ideal = np.cumsum(1 / np.log2(np.arange(_CUTOFF) + 2))[np.minimum(possible[part], _CUTOFF) - 1]
+        sizes = np.bincount(rows[kept], minlength=len(part))[useful]
+        found.append(listnet.Lists(values, hit[kept], sizes, (1 / ideal[useful]).astype(np.float32)))
+    return found
 
 
 def shelf_of(data: TrainingSet) -> Shelf:
     """The item side as of the end of `data`."""
-    return Shelf(item_table(data.events, data.end_ms), data.items.category, data.items.price)
+    events, end, category = data.events, data.end_ms, data.items.category
+    return Shelf(item_table(events, end, category), hazards(events, end, category), category, data.items.price)
 
 
 def _candidates(history: Events, day: Day, users: Ints, shelf: Shelf) -> tuple[Longs, Longs]:

@@ -1,12 +1,12 @@
 """What a user comes back to: their own items, by how often, how lately and how regularly they were met."""
 
-from itertools import pairwise
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recsys_assets.models import listnet
 from recsys_assets.models.base import (
     Arrays,
     Events,
@@ -18,9 +18,9 @@ from recsys_assets.models.base import (
     TrainingSet,
     age_days,
     decay,
-    one_thread,
     silent,
 )
+from recsys_assets.models.listnet import Lists
 from recsys_assets.settings import RepeatSettings, Settings
 from recsys_assets.training.events import DAY_MS
 
@@ -60,10 +60,12 @@ class RepeatModel:
         items = item_features(data.events, data.end_ms)
         examples = _examples(data, own, settings.training.seed)
         network: Arrays = {}
-        if len(examples.sizes) < _MIN_LISTS:
-            log(f"repeat: {len(examples.sizes)} lists are too few to learn from; decayed frequency it is")
+        if examples is None or len(examples.sizes) < _MIN_LISTS:
+            count = 0 if examples is None else len(examples.sizes)
+            log(f"repeat: {count} lists are too few to learn from; decayed frequency it is")
         else:
-            network = _learn(examples, settings, log)
+            recipe = listnet.Recipe(_HIDDEN, own.learning_rate, own.epochs, _BATCH_LISTS)
+            network = listnet.learn(examples, recipe, settings.training.seed, lambda message: log(f"repeat: {message}"))
         return cls(own.half_life_days, network, items, data.items.category)
 
     def update(self, data: TrainingSet, settings: Settings, log: Log = silent) -> Self:
@@ -89,7 +91,7 @@ class RepeatModel:
         category = np.full(history.n_items, -1, np.int32)
         category[:known] = self.category[:known]
         users, positions, features = pair_features(history, at_ms, items, category)
-        logits = _forward(self.network, features)
+        logits = listnet.forward(self.network, features)
         begins = np.flatnonzero(np.diff(users, prepend=-1))
         sizes = np.diff(np.append(begins, len(users)))
         odds = np.exp(logits - np.repeat(np.maximum.reduceat(logits, begins), sizes))
@@ -170,18 +172,10 @@ def _category_columns(
     return [*columns, share, np.log(newest[group] + 0.5)]
 
 
-class _Examples(NamedTuple):
-    """Lists one after the other: float32[p, f] features, bool[p] came back, int64[lists] sizes."""
-
-    features: Floats
-    returned: NDArray[np.bool_]
-    sizes: Longs
-
-
-def _examples(data: TrainingSet, own: RepeatSettings, seed: int) -> _Examples:
+def _examples(data: TrainingSet, own: RepeatSettings, seed: int) -> Lists | None:
     """A seeded sample of (user, day) lists of the newest days in which the user came back to something."""
     events, rng = data.events, np.random.default_rng(seed)
-    features, returned, sizes = [], [], []
+    features, returned, sizes, hits = [], [], [], []
     for back in range(own.learn_days, 0, -1):
         start = data.end_ms - back * DAY_MS
         day = events.select((events.timestamp >= start) & (events.timestamp < start + DAY_MS))
@@ -202,63 +196,8 @@ def _examples(data: TrainingSet, own: RepeatSettings, seed: int) -> _Examples:
         features.append(values[kept])
         returned.append(hit[kept])
         sizes.append(np.bincount(rows[kept], minlength=len(users))[useful])
+        hits.append(np.bincount(rows, hit, len(users))[useful])
     if not sizes:
-        return _Examples(np.zeros((0, 0), np.float32), np.zeros(0, bool), np.zeros(0, np.int64))
-    return _Examples(np.concatenate(features), np.concatenate(returned), np.concatenate(sizes))
-
-
-def _learn(examples: _Examples, settings: Settings, log: Log) -> Arrays:
-    import torch
-    from torch.nn import functional
-
-    own = settings.repeat
-    mean, scale = examples.features.mean(axis=0), examples.features.std(axis=0) + np.float32(1e-3)
-    offsets = np.concatenate([[0], np.cumsum(examples.sizes)])
-    rng = np.random.default_rng(settings.training.seed)
-    widths = (len(mean), *_HIDDEN, 1)
-    weights = {"mean": mean, "scale": scale}
-    for layer, (wide, narrow) in enumerate(pairwise(widths)):
-        weights[f"w{layer}"] = (rng.normal(size=(wide, narrow)) / wide**0.5).astype(np.float32)
-        weights[f"b{layer}"] = np.zeros(narrow, np.float32)
-    with one_thread():
-        x = torch.from_numpy(_standard(weights, examples.features))
-        y = torch.from_numpy(examples.returned.astype(np.float32))
-        tensors = {name: torch.from_numpy(weights[name]).requires_grad_() for name in weights if name[0] in "wb"}
-        optimizer = torch.optim.AdamW(list(tensors.values()), lr=own.learning_rate, weight_decay=1e-3)
-        steps_left = steps = own.epochs * -(-len(examples.sizes) // _BATCH_LISTS)
-        for epoch in range(own.epochs):
-            total = 0.0
-            order = rng.permutation(len(examples.sizes))
-            for begin in range(0, len(order), _BATCH_LISTS):
-                lists = order[begin : begin + _BATCH_LISTS]
-                at = torch.from_numpy(np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in lists]))
-                rows = torch.from_numpy(np.repeat(np.arange(len(lists)), examples.sizes[lists]))
-                hidden = x[at]
-                for layer in range(len(_HIDDEN)):
-                    hidden = functional.relu(hidden @ tensors[f"w{layer}"] + tensors[f"b{layer}"])
-                logits = (hidden @ tensors[f"w{len(_HIDDEN)}"])[:, 0]
-                zeros = torch.zeros(len(lists))
-                top = zeros.scatter_reduce(0, rows, logits.detach(), "amax", include_self=False)
-                log_sum = top + torch.log(zeros.index_add(0, rows, torch.exp(logits - top[rows])))
-                hits = zeros.index_add(0, rows, y[at])
-                loss = -((logits - log_sum[rows]) * y[at] / hits[rows]).sum() / len(lists)
-                optimizer.param_groups[0]["lr"] = own.learning_rate * steps_left / steps
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                steps_left -= 1
-                total += float(loss.detach()) * len(lists)
-            log(f"repeat: epoch {epoch + 1} of {own.epochs}, loss {total / len(order):.4f}")
-    return {name: tensors[name].detach().numpy() if name in tensors else value for name, value in weights.items()}
-
-
-def _standard(network: Arrays, features: Floats) -> Floats:
-    """Clipped at five deviations: what lies farther out than anything learned from must not run away."""
-    return np.clip((features - network["mean"]) / network["scale"], -5, 5)
-
-
-def _forward(network: Arrays, features: Floats) -> Floats:
-    hidden = _standard(network, features)
-    for layer in range(len(_HIDDEN)):
-        hidden = np.maximum(hidden @ network[f"w{layer}"] + network[f"b{layer}"], 0)
-    return (hidden @ network[f"w{len(_HIDDEN)}"])[:, 0]
+        return None
+    weights = (1 / np.concatenate(hits)).astype(np.float32)  # a list counts once, however much came back
+    return Lists(np.concatenate(features), np.concatenate(returned), np.concatenate(sizes), weights)

@@ -18,7 +18,7 @@ from recsys_assets.training.events import TrainingSet
 from recsys_assets.training.members import load_member, member_artifacts
 from recsys_assets.training.training_set import read_training_set
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 def validation_tasks(data: TrainingSet, day: str, days: int, settings: Settings) -> list[Task]:
@@ -96,7 +96,7 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         "member_code": members.CODE_VERSION,
         "seconds": round(time.monotonic() - started, 2),
     }
-    version = version_of(inputs=inputs, weights=weights, trees=ranker.trees if ranker is not None else None)
+    version = version_of(inputs=inputs, weights=weights, ranker=ranker.digest() if ranker is not None else None)
     with pipeline.artifacts.publish("hybrid_model", day, version, info) as folder:
         for name, artifact in found.items():
             link_tree(artifact.path / "final", folder / "members" / name)

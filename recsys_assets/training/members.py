@@ -29,7 +29,7 @@ from recsys_assets.training import search
 from recsys_assets.training.events import DAY_MS, TrainingSet
 from recsys_assets.training.training_set import read_training_set
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 # Learning these again costs seconds and absorbs late events at once; the others go on from the day before.
 CHEAP_MEMBERS = frozenset({"popularity", "transition"})
