@@ -86,7 +86,7 @@ def plain_events(
         pl.col("action").cast(pl.Enum(names), strict=False).to_physical().cast(pl.Int32()),
         pl.col("timestamp").alias("ms"),
         pl.col("category_id").replace("", None),
-        pl.col("price") + 0.0,  # -0.0 is 0.0
+        "price",
     )
     ms, price, category = pl.col("ms"), pl.col("price"), pl.col("category_id")
     limits = pl.Series(np.repeat(limit_ms[taken], counts))
@@ -104,7 +104,7 @@ def plain_events(
         odd = np.unique(events["object"].filter(~sure).to_numpy())
         records[odd] = -1
         events = events.filter(~pl.col("object").is_in(odd))
-    return events.with_columns(pl.col("ms").cast(pl.Int64)).match_to_schema(_EVENTS), records
+    return events.with_columns(ms.cast(pl.Int64), price.abs()).match_to_schema(_EVENTS), records  # -0.0 is 0.0
 
 
 def _frames(batch: pa.RecordBatch, records: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
