@@ -1,7 +1,7 @@
 """Amazon Personalize on loopback: its wire protocol (AWS JSON 1.1), its states, its quotas, its errors.
 
 Requests and answers are held against botocore's model of the service, and the CSV files of an import against the
-dataset's schema, in a real bucket. What is not known of the service is not made up: see `docs/personalize.md`.
+dataset's schema, in a real bucket. Training learns nothing: it counts what it would have learned from.
 
     python -m recsys_assets_tests.personalize.fake --port 4599 --s3 http://127.0.0.1:4566 --seconds 20
 """
