@@ -11,7 +11,8 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from recsys_assets.pipeline import Pipeline
+from recsys_assets.alive import fail_dead_runs
+from recsys_assets.pipeline import Pipeline, described
 
 
 class RunFailed(RuntimeError):
@@ -29,9 +30,11 @@ def dagster_home(home: Path) -> Path:
 
 
 def open_instance(pipeline: Pipeline) -> dg.DagsterInstance:
-    """The persistent instance of a home."""
+    """The persistent instance of a home, in which no run seems to be at work whose process is gone."""
     os.environ["DAGSTER_HOME"] = str(dagster_home(pipeline.settings.home))
-    return dg.DagsterInstance.get()
+    instance = dg.DagsterInstance.get()
+    fail_dead_runs(instance, pipeline.settings.home)
+    return instance
 
 
 @dg.logger(config_schema={}, description="One short line a message, for a terminal.")
@@ -75,7 +78,7 @@ def run_job(
     result = defs.resolve_job_def(job).execute_in_process(
         run_config=run_config,
         instance=instance,
-        resources={"pipeline": pipeline},
+        resources={"pipeline": described(pipeline)},
         partition_key=days[0] if len(days) == 1 else None,
         tags={**(tags or {}), **(partition_tags if len(days) > 1 else {})},
         raise_on_error=False,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from recsys_assets.alive import at_work
 from recsys_assets.evaluation.promotion import Champion
 from recsys_assets.settings import Settings, SettingsError, load_settings
 from recsys_assets.storage.artifacts import ArtifactError, Artifacts
@@ -131,7 +132,9 @@ def described(pipeline: Pipeline) -> dg.ResourceDefinition:
     days = f"from {calendar.first_day}" + (f" to {calendar.last_day}" if calendar.last_day else " on")
     weights = ", ".join(f"{name} {weight:g}" for name, weight in settings.actions.items())
 
-    def settings_and_storage(_: dg.InitResourceContext) -> Pipeline:
+    def settings_and_storage(context: dg.InitResourceContext) -> Pipeline:
+        if context.run is not None:
+            at_work(settings.home, context.run.run_id)
         return pipeline
 
     return dg.ResourceDefinition(

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from recsys_assets.alive import fail_dead_runs
 from recsys_assets.days import shift, today
 from recsys_assets.ingest import listing, pace
 from recsys_assets.ingest.claims import Claims
@@ -213,6 +214,8 @@ def window(pipeline: Pipeline, now: datetime) -> list[str]:
 )
 def new_log_prefixes(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SensorResult:
     now, settings = datetime.now(UTC), pipeline.settings.ingest
+    for run in fail_dead_runs(context.instance, pipeline.settings.home):
+        context.log.warning(f"run {run} was killed: its days are asked for again")
     cursor = pace.Cursor.parse(context.cursor)
     days = window(pipeline, now)
     partitions = set(daily.get_partition_keys(now))

@@ -1,0 +1,68 @@
+"""A run whose process was killed is noted as failed; one that is at work, or came to its end, is left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from recsys_assets.alive import at_work, fail_dead_runs
+from recsys_assets.ingest.sensors import new_log_prefixes
+from recsys_assets.launch import open_instance, run_job
+from recsys_assets_tests.graph import DAYS, fill, make_home
+
+KILLED_IN_A_RUN = """
+import os, signal, sys
+from recsys_assets.ingest import assets
+from recsys_assets.launch import open_instance, run_job
+from recsys_assets.pipeline import Pipeline
+def clean_day(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+assets.clean_day = clean_day
+pipeline = Pipeline.open()
+run_job("ingest", sys.argv[1:], pipeline, open_instance(pipeline))
+"""
+
+
+def test_a_killed_run_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    pipeline = make_home(tmp_path)
+    fill(pipeline, DAYS[:2])
+    environ = {**os.environ, "RECSYS_HOME": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_RUN, DAYS[0]], env=environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with dg.DagsterInstance.from_config(str(tmp_path / "dagster")) as instance:
+        (run,) = instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.STARTED, "as Dagster leaves it"
+    with open_instance(pipeline) as instance:
+        (run,) = instance.get_runs()
+        assert run.status == dg.DagsterRunStatus.FAILURE
+        finished = run_job("ingest", DAYS[:2], pipeline, instance).run_id
+        assert fail_dead_runs(instance, tmp_path) == []
+        assert instance.get_run_by_id(finished).status == dg.DagsterRunStatus.SUCCESS  # type: ignore[union-attr]
+
+
+def test_the_sensor_looks_and_leaves_the_living_alone(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    pipeline = make_home(tmp_path, ingest={"window_days": 3660})
+
+    @dg.job
+    def nothing() -> None: ...
+
+    def started() -> str:
+        return instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED).run_id
+
+    living, dead, unknown = started(), started(), started()
+    at_work(tmp_path, living)
+    at_work(tmp_path, living)
+    (tmp_path / f"dagster/alive/{dead}.lock").touch()
+    with dg.build_sensor_context(instance=instance, resources={"pipeline": pipeline}) as context:
+        new_log_prefixes.evaluate_tick(context)
+    assert {run.run_id: run.status.value for run in instance.get_runs()} == {
+        living: "STARTED",
+        dead: "FAILURE",
+        unknown: "STARTED",
+    }
+    assert [path.stem for path in (tmp_path / "dagster/alive").iterdir()] == [living]
