@@ -140,6 +140,26 @@ class Personalize:
             return None
         return None if name is None else str(name)
 
+    def find_import(self, dataset: str, name: str) -> str | None:
+        """The ARN of a dataset's import job of that name."""
+        jobs = self._all("list_dataset_import_jobs", "datasetImportJobs", datasetArn=dataset)
+        return next((str(job["datasetImportJobArn"]) for job in jobs if job.get("jobName") == name), None)
+
+    def find_version(self, solution: str, name: str, since: datetime, known: set[str]) -> str | None:
+        """The ARN of a solution's version of that name.
+
+        Args:
+            since: it cannot be older than that.
+            known: ARNs that are others: a listing shows no names, so each unknown one is looked at.
+        """
+        for version in self._all("list_solution_versions", "solutionVersions", solutionArn=solution):
+            arn = str(version["solutionVersionArn"])
+            if arn in known or version["creationDateTime"] < since - timedelta(days=1):  # clocks differ
+                continue
+            if self.version_name(arn) == name:
+                return arn
+        return None
+
     def campaign(self, name: str) -> dict[str, Any] | None:
         """What `DescribeCampaign` says; None if there is no such campaign."""
         try:
@@ -164,10 +184,6 @@ class Personalize:
             InputError: another dataset has a job of that name, or the request is wrong.
         """
 
-        def find() -> str | None:
-            jobs = self._all("list_dataset_import_jobs", "datasetImportJobs", datasetArn=dataset)
-            return next((str(job["datasetImportJobArn"]) for job in jobs if job.get("jobName") == name), None)
-
         def create() -> str:
             return str(
                 self._send(
@@ -180,32 +196,20 @@ class Personalize:
                 )["datasetImportJobArn"]
             )
 
-        return self.import_job(self._once(f"the import job {name}", find, create))
+        found = self._once(f"the import job {name}", lambda: self.find_import(dataset, name), create)
+        return self.import_job(found)
 
     def train(self, solution: str, name: str, mode: str, since: datetime, known: set[str]) -> Seen:
-        """The solution version of that name; begins to train it if there is none.
-
-        Args:
-            since: it cannot be older than that.
-            known: ARNs that are others: a listing shows no names, so each unknown one is looked at.
-        """
-        looked = set(known)
-
-        def find() -> str | None:
-            for version in self._all("list_solution_versions", "solutionVersions", solutionArn=solution):
-                arn = str(version["solutionVersionArn"])
-                if arn in looked or version["creationDateTime"] < since - timedelta(days=1):  # clocks differ
-                    continue
-                looked.add(arn)
-                if self.version_name(arn) == name:
-                    return arn
-            return None
+        """The solution version of that name; begins to train it if there is none. `since`, `known`: as find_version."""
 
         def create() -> str:
             answer = self._send("create_solution_version", name=name, solutionArn=solution, trainingMode=mode)
             return str(answer["solutionVersionArn"])
 
-        return self.version(self._once(f"the solution version {name}", find, create))
+        found = self._once(
+            f"the solution version {name}", lambda: self.find_version(solution, name, since, known), create
+        )
+        return self.version(found)
 
     def create_campaign(self, name: str, version: str) -> None:
         def find() -> str | None:

@@ -428,9 +428,12 @@ class Chain:
             job = jobs.get(name)
             if job is not None and job["of"] == of and job["status"] not in FAILED:
                 continue
+            if job is not None and job["arn"] is None:  # written down; asked for perhaps
+                self._find(day, record, name, job)
             if job is not None and job["arn"] is not None and job["status"] not in _SETTLED:
                 raise _Wait(f"{job['name']}, of other content, has not ended", now + _SOON)
-            new[name] = self._job(day, name, of, 1 if job is None else job["number"] + 1, now)
+            number = 1 if job is None else job["number"] + (job["arn"] is not None)
+            new[name] = self._job(day, name, of, number, now)
         if not new and all(job["arn"] is not None for job in jobs.values()):
             return
         if why := obstacle(self.records.all(), day, step, self.settings):
@@ -444,6 +447,25 @@ class Chain:
         for name in [name for name in jobs if name not in needed]:  # a dataset that is no longer there
             del jobs[name]
         self.records.write(day, record)
+
+    def _find(self, day: str, record: Record, name: str, job: Job) -> None:
+        """Whether a job that a killed run wrote down was asked for. (Of a campaign's update `_deploy` finds out.)"""
+        if job["mode"] is None or name == "campaign":
+            return
+        if name == "version":
+            arn = self._service.find_version(str(self.settings.solution_arn), job["name"], *self._where(day))
+        else:
+            dataset = self._service.datasets().get(name)
+            arn = self._service.find_import(dataset, job["name"]) if dataset else None
+        if arn is not None:
+            self._note(job, self._look(name, job | {"arn": arn}))
+            self.records.write(day, record)
+
+    def _where(self, day: str) -> tuple[datetime, set[str]]:
+        """Since when a day's version can be there, and the versions that are others'."""
+        records = self.records.all().values()
+        known = {str(job["arn"]) for record in records for job in jobs_of(record, "version").values()}
+        return datetime.fromisoformat(day).replace(tzinfo=UTC), known
 
     def _job(self, day: str, name: str, of: str, number: int, now: datetime) -> Job:
         kind = "" if name in ("version", "campaign") else f"-{name}"
@@ -470,6 +492,9 @@ class Chain:
             self._import(day, record, name, job)
 
     def _import(self, day: str, record: Record, kind: str, job: Job) -> None:
+        self._find(day, record, kind, job)
+        if job["arn"] is not None:
+            return
         if kind == "interactions":
             self._admit(day, record)
             forget(self._exports, self.settings)
@@ -479,20 +504,20 @@ class Chain:
                 f"{self._exports.location(kind, day)} is not what was exported: materialize personalize_export for "
                 f"{day} again"
             )
-        if job["mode"] is None:  # else it may have been asked for in that mode
-            job["mode"], job["what"] = "FULL", "the file replaces what there was"
-            if kind == "interactions":
-                records = self.records.all() | {day: record}
-                job["mode"], job["what"] = import_mode(records, there, day, self.settings)
-                wholly = job["mode"] == "FULL"
-                job["files"] = {each: file["etag"] for each, file in there.items() if wholly or each == day}
-                rows = [records.get(each, {}).get("export", {}).get(kind, {}).get("rows") for each in there]
-                if wholly and None not in rows and sum(rows) < _LEAST_ROWS:
-                    raise InputError(
-                        f"{self._exports.location(kind)} holds {sum(rows)} interactions, and Personalize takes no "
-                        f"fewer than {_LEAST_ROWS}: export more days first"
-                    )
-            self.records.write(day, record)
+        # Anew after a kill: what is there may have changed since.
+        job["mode"], job["what"] = "FULL", "the file replaces what there was"
+        if kind == "interactions":
+            records = self.records.all() | {day: record}
+            job["mode"], job["what"] = import_mode(records, there, day, self.settings)
+            wholly = job["mode"] == "FULL"
+            job["files"] = {each: file["etag"] for each, file in there.items() if wholly or each == day}
+            rows = [records.get(each, {}).get("export", {}).get(kind, {}).get("rows") for each in there]
+            if wholly and None not in rows and sum(rows) < _LEAST_ROWS:
+                raise InputError(
+                    f"{self._exports.location(kind)} holds {sum(rows)} interactions, and Personalize takes no fewer "
+                    f"than {_LEAST_ROWS}: export more days first"
+                )
+        self.records.write(day, record)
         whole = kind == "interactions" and job["mode"] == "FULL"
         location = self._exports.location(kind, None if whole else day)
         dataset = self._service.datasets()[kind]
@@ -516,9 +541,7 @@ class Chain:
         if job["mode"] is None:
             job["mode"], job["what"] = training_mode(records, day, self._service.recipe(solution), self.settings)
             self.records.write(day, record)
-        known = {str(each["arn"]) for other in records.values() for each in jobs_of(other, "version").values()}
-        since = datetime.fromisoformat(day).replace(tzinfo=UTC)
-        self._note(job, self._service.train(solution, job["name"], job["mode"], since, known))
+        self._note(job, self._service.train(solution, job["name"], job["mode"], *self._where(day)))
 
     def _deploy(self, day: str, record: Record, job: Job, now: datetime) -> None:
         """Lets the campaign serve the day's version, unless it serves that of a newer day."""

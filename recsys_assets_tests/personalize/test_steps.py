@@ -14,6 +14,7 @@ import pytest
 
 from recsys_assets.days import shift
 from recsys_assets.personalize.export import Field, cut, schema_fields, to_csv
+from recsys_assets.personalize.service import Personalize
 from recsys_assets.pipeline import InputError
 from recsys_assets.settings import BucketSettings
 from recsys_assets.storage.tombstones import Erased, digest_of
@@ -270,3 +271,23 @@ def test_nobody_answers(shop: Shop) -> None:
     shop.open(endpoint_url="http://127.0.0.1:1")
     assert not shop.run([FIRST])
     assert "http://127.0.0.1:1 does not answer" in shop.said[0]
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "written down only"])
+def test_a_job_that_nobody_noted_is_found_when_the_day_has_changed(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    shop.go(FIRST)
+    chain = shop.chain()
+    with monkeypatch.context() as patched, chain.records.lock():
+        patched.setattr(Personalize, "import_job" if asked else "import_into", lambda *_: 1 / 0)
+        chain.export(SECOND)
+        with pytest.raises(ZeroDivisionError):
+            chain.advance(SECOND, "import")
+    assert shop.record(SECOND)["import"]["jobs"]["interactions"]["arn"] is None
+    assert len(shop.fake.all("dataset-import-job")) == 1 + asked
+    shop.publish(SECOND, events(SECOND, rows=1300))
+    shop.go(SECOND)
+    names = [f"recsys-interactions-{FIRST}", f"recsys-interactions-{SECOND}"]
+    assert shop.names("dataset-import-job") == (names if not asked else [*names, f"{names[1]}-2"])
+    assert len(shop.fake.rows(f"{DATASET}/INTERACTIONS")) == 2500, "the day's first file is in it no more"
