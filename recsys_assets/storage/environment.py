@@ -9,7 +9,7 @@ from typing import Any
 
 import threadpoolctl
 
-_LIBRARIES = ("duckdb", "implicit", "lightgbm", "numpy", "polars", "pyarrow", "safetensors", "scipy", "torch")
+_LIBRARIES = ("duckdb", "implicit", "numpy", "polars", "pyarrow", "safetensors", "scipy", "torch")
 
 
 def environment() -> dict[str, Any]:
