@@ -1,5 +1,6 @@
 """What the short way takes comes out as the SQL gives it, and it takes what is plain."""
 
+import gzip
 import json
 import os
 import random
@@ -51,6 +52,10 @@ def test_plain_objects_are_taken_whole_and_others_are_left() -> None:
     assert taken(b"[]", b"", b"[" + good.encode(), b"{", b"}", b"]") == [-1] * 6
     assert taken(*[good.encode(), f"{good}\n{good}\n".encode()], array(good)) == [1, 2, 1]
     assert taken(f"{good}\n\n{good}".encode(), f"{good}\r\n{good}".encode(), f"{good}\n5".encode()) == [-1] * 3
+    assert taken(f"{good}\n{good}".replace('", "', '",\n"').encode()) == [-1]
+    assert taken(array(record(user_id="-0.0")), array(record(item_id="-0"))) == [-1, -1]
+    packed = gzip.compress(f"{good}\n{good}\n".encode())
+    assert taken(packed, packed[:-8]) == [2, -1]  # what breaks off behind a record lacks its end all the same
 
 
 @pytest.mark.parametrize(
