@@ -37,7 +37,8 @@ CODE_VERSION = "1"
 ACCOUNT = "stands at"  # the metadata entry that the sensor compares with what it sees
 DAY_TAG = "recsys/personalize_day"
 SITUATION_TAG = "recsys/personalize_situation"
-_FRUITLESS = 3  # runs for one situation before the sensor gives up
+_FRUITLESS = 3  # runs for one situation before the sensor asks only now and then
+_NOW_AND_THEN = timedelta(hours=1)
 _ON_ITS_WAY = {
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -271,7 +272,7 @@ def _told_last(instance: dg.DagsterInstance, step: str, day: str) -> str:
 def _request(
     instance: dg.DagsterInstance, day: str, found: tuple[str, str], steps: list[str], now: datetime, notes: list[str]
 ) -> Iterator[dg.RunRequest]:
-    """A run of the day from a step on, unless one is on its way, or too many came to nothing."""
+    """A run of the day from a step on, unless one is on its way, or too many came to nothing of late."""
     step, situation = found[0], f"{found[0]}: {found[1]}"
     runs = instance.get_run_records(dg.RunsFilter(tags={DAY_TAG: day}))
     for run in runs:
@@ -281,10 +282,11 @@ def _request(
             return
     same = [run for run in runs if run.dagster_run.tags.get(SITUATION_TAG) == situation]
     fruitless = [run for run in same if run.dagster_run.status != dg.DagsterRunStatus.SUCCESS]
-    if len(fruitless) >= _FRUITLESS:
+    again = max((run.end_time or 0 for run in fruitless), default=0) + _NOW_AND_THEN.total_seconds()
+    if len(fruitless) >= _FRUITLESS and now.timestamp() < again:
         notes.append(
-            f"{day}: given up after {len(fruitless)} runs ({situation}); see their errors, then materialize "
-            f"personalize_{ASSETS[step]} for this day by hand"
+            f"{day}: {len(fruitless)} runs came to nothing ({situation}); see their errors. The next is at "
+            f"{datetime.fromtimestamp(again, UTC):%H:%M} UTC, or materialize personalize_{ASSETS[step]} for this day"
         )
         return
     yield dg.RunRequest(

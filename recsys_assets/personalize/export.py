@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 
 from recsys_assets.days import shift
-from recsys_assets.personalize.service import Personalize
+from recsys_assets.personalize.service import Personalize, region_of
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import BucketSettings, PersonalizeSettings
 from recsys_assets.storage.bucket import Bucket, open_bucket
@@ -64,7 +64,7 @@ def schema_fields(schema: str, kind: str) -> list[Field]:
 @lru_cache(maxsize=1)
 def _opened(settings: PersonalizeSettings, name: str, home: Path) -> Bucket:
     """Kept open: to open it takes boto3 half a second, and the sensor looks every minute."""
-    where = {"region": settings.region, "endpoint_url": settings.s3_endpoint_url, "profile": settings.profile}
+    where = {"region": region_of(settings), "endpoint_url": settings.s3_endpoint_url, "profile": settings.profile}
     return open_bucket(BucketSettings.model_validate({"url": f"s3://{name}", **where}), home)
 
 
@@ -271,9 +271,9 @@ def to_csv(frame: pl.DataFrame, fields: Iterable[Field], kind: str) -> bytes:
     """The columns of the fields, in their order; a nullable one that is not to be had is left empty.
 
     Raises:
-        InputError: a field that must not be null is not to be had, or is null in a row.
+        InputError: a field that must not be null is not to be had, or is null in a row; a value is not of its type.
     """
-    columns = []
+    columns: list[pl.Expr | pl.Series] = []
     for field in fields:
         if field.name not in frame.columns:
             if not field.nullable:
@@ -290,17 +290,37 @@ def to_csv(frame: pl.DataFrame, fields: Iterable[Field], kind: str) -> bytes:
                 'nullable in the schema ("type": ["null", …])'
             )
         column = pl.col(field.name)
-        if {"int", "long"} & set(field.types):
-            columns.append(column.cast(pl.Int64))
-        elif "string" in field.types:
+        if "string" in field.types:
             text = column.cast(pl.String).str.replace_all("\\", "\\\\", literal=True)
             text = text.str.replace_all('"', '\\"', literal=True).str.replace_all(r"[\r\n]+", " ")
             columns.append(pl.concat_str(pl.lit('"'), text, pl.lit('"')).alias(field.name))
         else:
-            columns.append(column.cast(pl.Float64))
+            columns.append(_values(frame[field.name], field, kind))
     target = io.BytesIO()
     frame.select(columns).write_csv(target, quote_style="never")
     return target.getvalue()
+
+
+def _values(column: pl.Series, field: Field, kind: str) -> pl.Series:
+    """A column as the field's type, which is not text; moments are seconds since 1970."""
+    if isinstance(column.dtype, (pl.Date, pl.Datetime)):
+        column = column.dt.epoch("s")
+    to: type[pl.DataType] = pl.Float64
+    if {"int", "long"} & set(field.types):
+        to = pl.Int64
+    elif "boolean" in field.types:
+        to = pl.Boolean
+    try:
+        made = column.cast(to, strict=False)
+    except pl.exceptions.InvalidOperationError:  # text as boolean
+        made = pl.Series(column.name, [None] * len(column), to)
+    if wrong := made.null_count() - column.null_count():
+        named = " or ".join(each for each in field.types if each != "null")
+        raise InputError(
+            f"the dataset of {kind} requires {field.name} to be {named}, and {wrong} of {len(column)} rows hold "
+            f"something else ({column.dtype})"
+        )
+    return made
 
 
 # ------------------------------------------------------------------------------------------------------------- erasure

@@ -90,7 +90,7 @@ class Personalize:
         assert settings.dataset_group_arn is not None
         parts = settings.dataset_group_arn.split(":")
         self._settings, self._prefix = settings, ":".join(parts[:5])
-        self.region = settings.region or parts[3]
+        self.region = region_of(settings)
         self._client = _client(settings.profile, self.region, settings.endpoint_url)
 
     # ------------------------------------------------------------------------------------------------------ looking
@@ -337,6 +337,11 @@ def _seen(answer: dict[str, Any], arn: str) -> Seen:
         moment(answer["lastUpdatedDateTime"]),
         answer.get("failureReason"),
     )
+
+
+def region_of(settings: PersonalizeSettings) -> str:
+    """Where the datasets are; Personalize reads only from buckets of its own region."""
+    return settings.region or str(settings.dataset_group_arn).split(":")[3]
 
 
 def moment(value: datetime) -> str:

@@ -124,6 +124,7 @@ def test_three_base_dates_through_failures_throttling_and_kills(
         shop.let_pass()
         ended: list[int] = []
         seen: set[str] = set()
+        killed: set[str] = set()  # the steps that a killed run was to begin with
         with Worker(home) as worker:
             for _ in range(120):
                 if not shop.under_way():
@@ -134,6 +135,8 @@ def test_three_base_dates_through_failures_throttling_and_kills(
                     seen.add(situation)
                     steps = ",".join(key.path[0].removeprefix("personalize_") for key in request.asset_selection or ())
                     ended.append(worker.does("run", str(request.partition_key), steps, kill_at))
+                    if ended[-1] == -signal.SIGKILL:
+                        killed.add(steps.split(",")[0])
                 fake.skip(2)
                 shop.let_pass()
         assert not shop.under_way(), {day: shop.stands(day) for day in DAYS}
@@ -141,6 +144,7 @@ def test_three_base_dates_through_failures_throttling_and_kills(
             for step in ("import", "solution_version", "campaign"):
                 assert shop.metadata(step, day)["status"] == "ACTIVE"
     assert ended.count(-signal.SIGKILL) >= 5
+    assert killed == {"import", "solution_version", "campaign"}
     assert ended.count(2) >= 3, "each failed job was a failed run"
     first, second, third = DAYS
     assert shop.names("dataset-import-job") == [

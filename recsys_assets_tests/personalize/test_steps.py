@@ -4,6 +4,8 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import polars as pl
 import pytest
 
 from recsys_assets.days import shift
-from recsys_assets.personalize.export import Field, cut, schema_fields, to_csv
+from recsys_assets.personalize import assets
+from recsys_assets.personalize.export import Exports, Field, cut, schema_fields, to_csv
 from recsys_assets.personalize.service import Personalize
 from recsys_assets.pipeline import InputError
 from recsys_assets.settings import BucketSettings
+from recsys_assets.storage.bucket import S3Bucket
 from recsys_assets.storage.tombstones import Erased, digest_of
 from recsys_assets.trust.erasure import erase, finish
 from recsys_assets_tests.personalize.fake import Server
@@ -185,6 +189,52 @@ def test_a_column_that_is_not_to_be_had(types: Any, error: str | None) -> None:
         assert error in str(said.value)
     else:
         assert to_csv(frame, fields, "interactions").decode().splitlines()[1] == '"u","i",1,"VIEW",1.0,'
+
+
+@pytest.mark.parametrize(
+    ("types", "values", "written"),
+    [
+        (["null", "long"], [datetime(2025, 11, 1), None], ["1761955200", ""]),
+        (["null", "long"], [date(2025, 11, 1), None], ["1761955200", ""]),
+        (["null", "int"], ["12", None], ["12", ""]),
+        ("boolean", [True, False], ["true", "false"]),
+        (["null", "float"], [Decimal("1.50"), None], ["1.5", ""]),
+        (["null", "int"], ["12", "a dozen"], None),
+        ("boolean", ["yes", "no"], None),
+    ],
+)
+def test_values_are_written_as_the_types_of_the_schema(
+    types: Any, values: list[Any], written: list[str] | None
+) -> None:
+    schema = json.dumps({"fields": [{"name": "ITEM_ID", "type": "string"}, {"name": "MORE", "type": types}]})
+    frame = pl.DataFrame({"ITEM_ID": ["i", "j"], "MORE": values})
+    if written is None:
+        with pytest.raises(InputError, match=r"the dataset of items requires MORE to be .*rows hold something else"):
+            to_csv(frame, schema_fields(schema, "items"), "items")
+    else:
+        lines = to_csv(frame, schema_fields(schema, "items"), "items").decode().splitlines()[1:]
+        assert lines == [f'"i",{written[0]}', f'"j",{written[1]}']
+
+
+def test_the_region_is_that_of_the_datasets(shop: Shop) -> None:
+    shop.open(region=None)
+    assert shop.chain().export(FIRST)["interactions"]["rows"] == 1200
+    bucket = Exports(shop.pipeline).bucket
+    assert isinstance(bucket, S3Bucket)
+    assert bucket._client.meta.region_name == "eu-west-1"
+
+
+def test_after_an_outage_it_goes_on_by_itself(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shop.run([FIRST], "export")
+    shop.fake.rates = {"error": 1.0}
+    assert not shop.run([FIRST], "import", "solution_version", "campaign")
+    assert [shop.tick() for _ in range(5)] == [1, 1, 1, 0, 0]
+    assert "3 runs came to nothing" in str(shop.look().skip_reason)
+    shop.fake.rates = {}
+    assert shop.tick() == 0
+    monkeypatch.setattr(assets, "_NOW_AND_THEN", timedelta(0))
+    shop.settle()
+    assert shop.metadata("campaign", FIRST)["status"] == "ACTIVE"
 
 
 def test_erased_users_are_cut_out_of_a_file() -> None:
