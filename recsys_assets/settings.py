@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -444,9 +445,12 @@ class PersonalizeSettings(_Section):
 
     @field_validator("role_arn", "dataset_group_arn", "solution_arn")
     @classmethod
-    def _an_arn(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"arn:[a-z\d-]+:(iam|personalize):[a-z\d-]*:\d{12}:.+/.+", value):
-            raise ValueError("must be an ARN such as arn:aws:personalize:eu-west-1:123456789012:dataset-group/shop")
+    def _an_arn(cls, value: str | None, info: ValidationInfo) -> str | None:
+        kind = str(info.field_name).removesuffix("_arn").replace("_", "-")
+        service, region = ("iam", "") if kind == "role" else ("personalize", "eu-west-1")
+        where = rf"{service}:[a-z\d-]+" if region else f"{service}:"
+        if value is not None and not re.fullmatch(rf"arn:[a-z\d-]+:{where}:\d{{12}}:{kind}/.+", value):
+            raise ValueError(f"must be an ARN such as arn:aws:{service}:{region}:123456789012:{kind}/shop")
         return value
 
     @field_validator("name", "campaign")
@@ -462,6 +466,11 @@ class PersonalizeSettings(_Section):
             raise ValueError("url is set: role_arn and dataset_group_arn are needed too")
         if self.campaign is not None and self.solution_arn is None:
             raise ValueError("campaign is set: solution_arn is needed too")
+        where = self.dataset_group_arn.split(":")[:5] if self.dataset_group_arn else []
+        if where and self.solution_arn and self.solution_arn.split(":")[:5] != where:
+            raise ValueError("solution_arn is of another region or account than dataset_group_arn")
+        if where and self.region and self.region != where[3]:
+            raise ValueError("region is another than that of dataset_group_arn")
         return self
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -19,12 +20,12 @@ from recsys_assets.personalize import assets
 from recsys_assets.personalize.export import Exports, Field, cut, schema_fields, to_csv
 from recsys_assets.personalize.service import Personalize
 from recsys_assets.pipeline import InputError
-from recsys_assets.settings import BucketSettings
+from recsys_assets.settings import BucketSettings, PersonalizeSettings
 from recsys_assets.storage.bucket import S3Bucket
 from recsys_assets.storage.tombstones import Erased, digest_of
 from recsys_assets.trust.erasure import erase, finish
 from recsys_assets_tests.personalize.fake import Server
-from recsys_assets_tests.personalize.shop import DAYS, FIELDS, GROUP, Shop, events
+from recsys_assets_tests.personalize.shop import DAYS, FIELDS, GROUP, ROLE, SOLUTION, Shop, events
 from recsys_assets_tests.personalize.test_chain import server
 
 __all__ = ["server"]
@@ -341,3 +342,21 @@ def test_a_job_that_nobody_noted_is_found_when_the_day_has_changed(
     names = [f"recsys-interactions-{FIRST}", f"recsys-interactions-{SECOND}"]
     assert shop.names("dataset-import-job") == (names if not asked else [*names, f"{names[1]}-2"])
     assert len(shop.fake.rows(f"{DATASET}/INTERACTIONS")) == 2500, "the day's first file is in it no more"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"role_arn": GROUP}, "must be an ARN such as arn:aws:iam::123456789012:role/shop"),
+        ({"dataset_group_arn": ROLE}, "arn:aws:personalize:eu-west-1:123456789012:dataset-group/shop"),
+        ({"solution_arn": GROUP}, "arn:aws:personalize:eu-west-1:123456789012:solution/shop"),
+        ({"solution_arn": SOLUTION.replace("west-1", "west-2")}, "another region or account"),
+        ({"region": "eu-west-2"}, "region is another than that of dataset_group_arn"),
+        ({"solution_arn": None}, "campaign is set: solution_arn is needed too"),
+    ],
+)
+def test_arns_that_do_not_fit_are_refused(changed: dict[str, Any], said: str) -> None:
+    whole = {"url": "s3://b/p", "role_arn": ROLE, "dataset_group_arn": GROUP, "solution_arn": SOLUTION, "campaign": "a"}
+    PersonalizeSettings.model_validate(whole | {"region": "eu-west-1"})
+    with pytest.raises(ValueError, match=re.escape(said)):
+        PersonalizeSettings.model_validate(whole | changed)
