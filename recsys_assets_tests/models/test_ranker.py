@@ -71,6 +71,14 @@ def test_what_the_numbers_say() -> None:
     assert of["gaps_equal"][0, 0] == of["gaps_longer"][0, 0] == 1
     assert np.exp(of["count"][0]).tolist()[:2] == pytest.approx([4, 1])
     assert np.isnan(of["since"][0, 2])
+    assert np.expm1(of["place"][0, :2]).tolist() == pytest.approx([0, 1])  # the item taken four times comes first
+    assert of["in_7d"][0, 0] == 1
+    assert of["in_90d"][0, 0] == 4
+    assert of["newest_gap"][0, 0] == 7
+    # A week after: three times of three somebody came back to item 0 then; to item 1 nobody ever has.
+    assert of["hazard_days"][0, 0] > of["hazard_days"][0, 1]
+    assert of["item_lift_7d"][0, 0] > of["item_lift_7d"][0, 1]  # it came back in the last week, item 1 did not
+    assert np.isnan(of["hazard_days"][0, 2])
     assert of["met"].tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
     assert np.exp(of["category_since"][0, 2]) == pytest.approx(14)  # by way of item 1
     assert np.exp(of["user_visits"][0, 0]) - 1 == pytest.approx(4)
