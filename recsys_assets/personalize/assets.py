@@ -39,6 +39,7 @@ DAY_TAG = "recsys/personalize_day"
 SITUATION_TAG = "recsys/personalize_situation"
 _FRUITLESS = 3  # runs for one situation before the sensor asks only now and then
 _NOW_AND_THEN = timedelta(hours=1)
+_LINES = 20  # of a tick: each is kept for days, and a backfill has hundreds of days
 _ON_ITS_WAY = {
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -249,6 +250,8 @@ def personalize_progress(context: dg.SensorEvaluationContext, pipeline: dg.Resou
                         records.write(day, seen[day] | {"done": True})
         except filelock.Timeout:
             return dg.SensorResult(skip_reason=dg.SkipReason("a run is at work"))
+    if len(notes) > _LINES:
+        notes = [*notes[:_LINES], f"and {len(notes) - _LINES} more"]
     for line in notes:
         context.log.info(line)
     return dg.SensorResult(

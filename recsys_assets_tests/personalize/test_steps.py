@@ -225,6 +225,16 @@ def test_the_region_is_that_of_the_datasets(shop: Shop) -> None:
     assert bucket._client.meta.region_name == "eu-west-1"
 
 
+def test_a_tick_of_a_long_backfill_is_short(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "_LINES", 1)
+    for day in DAYS:
+        shop.chain().export(day)
+        shop.chain().advance(day, "import")
+    first, last = str(shop.look().skip_reason.skip_message).split("; ")  # type: ignore[union-attr]
+    assert first.startswith(f"{FIRST}: import CREATE PENDING")
+    assert last == "and 2 more"
+
+
 def test_after_an_outage_it_goes_on_by_itself(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shop.run([FIRST], "export")
     shop.fake.rates = {"error": 1.0}
