@@ -225,6 +225,21 @@ def test_the_region_is_that_of_the_datasets(shop: Shop) -> None:
     assert bucket._client.meta.region_name == "eu-west-1"
 
 
+def test_a_tick_that_is_cut_short_loses_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it saw is written down by then, and told on no page."""
+    assert shop.run([FIRST])
+    shop.fake.skip(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(assets, "_told_last", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shop.look()
+    assert shop.record(FIRST)["import"]["jobs"]["interactions"]["status"] == "ACTIVE"
+    shop.settle()
+    for step in ("import", "solution_version", "campaign"):
+        assert shop.metadata(step, FIRST)["status"] == "ACTIVE"
+    assert len(shop.fake.all("dataset-import-job")) == len(shop.fake.all("solution-version")) == 1
+
+
 def test_a_tick_of_a_long_backfill_is_short(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "_LINES", 1)
     for day in DAYS:
