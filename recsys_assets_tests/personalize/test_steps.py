@@ -24,7 +24,7 @@ from recsys_assets.settings import BucketSettings, PersonalizeSettings
 from recsys_assets.storage.bucket import S3Bucket
 from recsys_assets.storage.tombstones import Erased, digest_of
 from recsys_assets.trust.erasure import erase, finish
-from recsys_assets_tests.personalize.fake import Server
+from recsys_assets_tests.personalize.fake import Refused, Server
 from recsys_assets_tests.personalize.shop import DAYS, FIELDS, GROUP, ROLE, SOLUTION, Shop, events
 from recsys_assets_tests.personalize.test_chain import server
 
@@ -223,6 +223,22 @@ def test_the_region_is_that_of_the_datasets(shop: Shop) -> None:
     bucket = Exports(shop.pipeline).bucket
     assert isinstance(bucket, S3Bucket)
     assert bucket._client.meta.region_name == "eu-west-1"
+
+
+@pytest.mark.parametrize("operation", ["CreateDatasetImportJob", "CreateSolutionVersion", "CreateCampaign"])
+def test_a_permission_that_is_missing_is_named(shop: Shop, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    def denied(asked: str) -> None:
+        if asked == operation:
+            raise Refused("AccessDeniedException", "User: arn:… is not authorized")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shop.fake, "_fault", denied)
+        shop.run([FIRST])
+        shop.settle_until(lambda: bool(shop.said))
+    assert f"the credentials in use need personalize:{operation}" in shop.said[0]
+    assert ("iam:PassRole of personalize.role_arn" in shop.said[0]) == (operation == "CreateDatasetImportJob")
+    shop.settle()
+    assert [len(shop.fake.all(kind)) for kind in ("dataset-import-job", "solution-version", "campaign")] == [1, 1, 1]
 
 
 def test_a_tick_that_is_cut_short_loses_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
