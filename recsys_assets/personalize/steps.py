@@ -499,11 +499,11 @@ class Chain:
             self._admit(day, record)
             forget(self._exports, self.settings)
         there = self._exports.days(kind)
-        if there.get(day, {}).get("etag") != record["export"][kind]["etag"]:
+        if day not in there:
             raise InputError(
-                f"{self._exports.location(kind, day)} is not what was exported: materialize personalize_export for "
-                f"{day} again"
+                f"{self._exports.location(kind, day)} is gone: materialize personalize_export for {day} again"
             )
+        record["export"][kind]["etag"] = there[day]["etag"]  # another one where `recsys erase` took rows out since
         # Anew after a kill: what is there may have changed since.
         job["mode"], job["what"] = "FULL", "the file replaces what there was"
         if kind == "interactions":

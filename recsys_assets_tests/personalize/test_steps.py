@@ -320,9 +320,10 @@ def test_erasing_a_user_reaches_the_files_and_the_next_import(shop: Shop) -> Non
     assert [each["what"] for each in receipt.content["left"]] == ["Amazon Personalize"]
     assert receipt.content["finished"]
     assert any(row["USER_ID"] == "user-3" for row in shop.fake.rows(f"{DATASET}/INTERACTIONS")), "until the next import"
-    shop.go(shift(THIRD, 1))
+    assert shop.run([shift(THIRD, 1)], "import"), "what the sensor asks for: the files are those that erasing left"
     job = shop.record(shift(THIRD, 1))["import"]["jobs"]["interactions"]
     assert (job["mode"], job["what"]) == ("FULL", f"the file of {FIRST} has changed since it was imported")
+    shop.go(shift(THIRD, 1))
     for kind in ("INTERACTIONS", "USERS"):
         assert not any(row["USER_ID"] == "user-3" for row in shop.fake.rows(f"{DATASET}/{kind}"))
 
