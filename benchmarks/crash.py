@@ -128,8 +128,9 @@ def measure(
         run(pipeline, TRAIN, CRASH_DAYS[-1:])
         for number in range(rounds):
             stage = stages[number % len(stages)]
+            before = set(home.rglob(".tmp-*"))
             writing = victims.kill(stage, number, moments.randint(1, WRITES[stage]), moments.uniform(0.0, 0.02))
-            half_written = list(home.rglob(".tmp-*"))
+            half_written = set(home.rglob(".tmp-*")) - before
             totals["half-written"] += bool(half_written)
             totals["torn models"] += any(each.is_dir() and each.parent.parent.parent == store for each in half_written)
             totals.update([f"kill {stage}", f"at {place(writing)}"])
