@@ -75,7 +75,7 @@ def _settings(home: Path, endpoint: str, days: int) -> None:
 def _ingested(instance: dg.DagsterInstance) -> None:
     """Enters every day into the catalogue with the fingerprint of its objects."""
     from recsys_assets.ingest import listing
-    from recsys_assets.ingest.sensors import FINGERPRINT
+    from recsys_assets.ingest.versions import FINGERPRINT
     from recsys_assets.pipeline import Pipeline
 
     pipeline = Pipeline.open()

@@ -25,6 +25,15 @@ def at_work(home: Path, run_id: str) -> None:
     _held.append(lock)
 
 
+def ended(home: Path, run_id: str) -> None:
+    """Takes back what `at_work` said in this process, once Dagster has noted the run's end."""
+    path = home / "dagster" / "alive" / f"{run_id}.lock"
+    for lock in [lock for lock in _held if Path(lock.lock_file) == path]:
+        path.unlink(missing_ok=True)
+        lock.release()
+        _held.remove(lock)
+
+
 def fail_dead_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
     """Notes of every run whose process is gone before its end that it failed. Returns their ids."""
     failed = []

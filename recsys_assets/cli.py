@@ -19,17 +19,18 @@ def explained(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        # Imported here: `recsys --help` must not wait for Dagster.
-        from recsys_assets.launch import RunFailed
-        from recsys_assets.pipeline import InputError
-        from recsys_assets.storage.artifacts import ArtifactError
-        from recsys_assets.storage.bucket import BucketError
-
-        known = (SettingsError, BucketError, InputError, ArtifactError, RunFailed, FileNotFoundError)
         try:
             return command(*args, **kwargs)
-        except known as error:
-            raise click.ClickException(str(error)) from error
+        except Exception as error:
+            # Imported here: a command that ends well must not wait for Dagster.
+            from recsys_assets.launch import RunFailed
+            from recsys_assets.pipeline import InputError
+            from recsys_assets.storage.artifacts import ArtifactError
+            from recsys_assets.storage.bucket import BucketError
+
+            if isinstance(error, (SettingsError, BucketError, InputError, ArtifactError, RunFailed, FileNotFoundError)):
+                raise click.ClickException(str(error)) from error
+            raise
 
     return wrapped
 
@@ -177,7 +178,6 @@ def preflight() -> None:
 @explained
 def run(job: str, day: datetime | None, first: datetime | None, last: datetime | None, full_refit: bool) -> None:
     """Run a job for a day or a range of days, in one run that the UI shows too."""
-    from recsys_assets.launch import open_instance, run_job
     from recsys_assets.pipeline import Pipeline
 
     days = _days(day, first, last)
@@ -188,15 +188,16 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
         raise SettingsError("audience.action is not set: there is no offer to find an audience for (docs/audience.md)")
     if job == "personalize" and not pipeline.settings.personalize.url:
         raise SettingsError("personalize.url is not set: there is no Personalize to feed (docs/personalize.md)")
-    with open_instance(pipeline) as instance:
-        if job == "ingest":
-            from recsys_assets.ingest.unchanged import days_to_run
+    if job == "ingest":
+        from recsys_assets.ingest.unchanged import days_to_run
 
-            days = days_to_run(pipeline, instance, days, say)
-        if not days:
+        if not (days := days_to_run(pipeline, days, say)):
             return
-        from recsys_assets.training.schedules import FULL_REFIT
+    # Imported here: where nothing changed there is no run, and no waiting for Dagster.
+    from recsys_assets.launch import open_instance, run_job
+    from recsys_assets.training.schedules import FULL_REFIT
 
+    with open_instance(pipeline) as instance:
         run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit and job == "train" else None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from recsys_assets.alive import fail_dead_runs
+from recsys_assets.alive import ended, fail_dead_runs
 from recsys_assets.pipeline import Pipeline, described
 
 
@@ -83,6 +83,7 @@ def run_job(
         tags={**(tags or {}), **(partition_tags if len(days) > 1 else {})},
         raise_on_error=False,
     )
+    ended(pipeline.settings.home, result.run_id)
     if not result.success:
         failed = next((e for e in result.all_events if e.is_step_failure), None)
         if failed is None:

@@ -1,4 +1,7 @@
-"""What every asset works with: the settings and the storage behind them. Assets get it as the resource `pipeline`."""
+"""What every asset works with: the settings and the storage behind them. Assets get it as the resource `pipeline`.
+
+Importing this imports none of Dagster, DuckDB and Polars: a command that needs one part of a home waits for no other.
+"""
 
 import contextlib
 import errno
@@ -7,18 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import dagster as dg
-
-from recsys_assets.alive import at_work
-from recsys_assets.evaluation.promotion import Champion
 from recsys_assets.settings import Settings, SettingsError, load_settings
 from recsys_assets.storage.artifacts import ArtifactError, Artifacts
 from recsys_assets.storage.bucket import Bucket, BucketError, BucketUnavailable, open_bucket
 from recsys_assets.storage.tables import Tables
 from recsys_assets.storage.tombstones import Tombstones
 from recsys_assets.storage.warehouse import Warehouse
-from recsys_assets.training.holdout import Holdouts
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from recsys_assets.evaluation.promotion import Champion
+    from recsys_assets.training.holdout import Holdouts
 
 
 class InputError(RuntimeError):
@@ -56,7 +61,9 @@ class Pipeline:
         return Warehouse(self.settings.store)
 
     @cached_property
-    def holdouts(self) -> Holdouts:
+    def holdouts(self) -> "Holdouts":
+        from recsys_assets.training.holdout import Holdouts
+
         return Holdouts(self.settings.store)
 
     @cached_property
@@ -64,7 +71,9 @@ class Pipeline:
         return Tombstones(self.settings.home)
 
     @cached_property
-    def champion(self) -> Champion:
+    def champion(self) -> "Champion":
+        from recsys_assets.evaluation.promotion import Champion
+
         return Champion(self.settings.store)
 
     def need_table(self, table: str, day: str) -> Path:
@@ -99,6 +108,8 @@ def explained_failures(pipeline: Pipeline) -> Iterator[None]:
     Such failures are not retried: the same run would meet the same error. A bucket or a database that does not answer
     is another matter (setting `jobs.retries`).
     """
+    import dagster as dg
+
     try:
         yield
     except (BucketError, InputError, ArtifactError, SettingsError) as error:
@@ -125,14 +136,18 @@ def explained_failures(pipeline: Pipeline) -> Iterator[None]:
         ) from error
 
 
-def described(pipeline: Pipeline) -> dg.ResourceDefinition:
+def described(pipeline: Pipeline) -> "dg.ResourceDefinition":
     """The resource `pipeline`, with what its page in Dagster's UI should say of the home. No secrets."""
+    import dagster as dg
+
+    from recsys_assets.alive import at_work
+
     settings = pipeline.settings
     calendar, bucket = settings.calendar, settings.bucket
     days = f"from {calendar.first_day}" + (f" to {calendar.last_day}" if calendar.last_day else " on")
     weights = ", ".join(f"{name} {weight:g}" for name, weight in settings.actions.items())
 
-    def settings_and_storage(context: dg.InitResourceContext) -> Pipeline:
+    def settings_and_storage(context: "dg.InitResourceContext") -> Pipeline:
         if context.run is not None:
             at_work(settings.home, context.run.run_id)
         return pipeline

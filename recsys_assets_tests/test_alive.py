@@ -43,6 +43,7 @@ def test_a_killed_run_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.Monk
         finished = run_job("ingest", DAYS[:2], pipeline, instance).run_id
         assert fail_dead_runs(instance, tmp_path) == []
         assert instance.get_run_by_id(finished).status == dg.DagsterRunStatus.SUCCESS  # type: ignore[union-attr]
+    assert list((tmp_path / "dagster/alive").iterdir()) == [], "what ended holds no lock while this process lives on"
 
 
 def test_the_sensor_looks_and_leaves_the_living_alone(tmp_path: Path, instance: dg.DagsterInstance) -> None:

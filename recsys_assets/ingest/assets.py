@@ -24,7 +24,6 @@ from recsys_assets.ingest import listing
 from recsys_assets.ingest.decode import RAW_SCHEMA, raw_batches
 from recsys_assets.ingest.erased import cut_batch, without
 from recsys_assets.ingest.rules import apply_rules
-from recsys_assets.ingest.sensors import FINGERPRINT
 from recsys_assets.ingest.validate import (
     INTERACTIONS_SCHEMA,
     REJECTED_SCHEMA,
@@ -34,18 +33,17 @@ from recsys_assets.ingest.validate import (
     is_large,
     text_bytes,
 )
+from recsys_assets.ingest.versions import CLEAN_CODE, FINGERPRINT, cleaning_version, raw_stands, raw_version
 from recsys_assets.optional import before_raw_events
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import InputError, Pipeline, explained_failures
-from recsys_assets.settings import BucketSettings, Settings, load_settings
-from recsys_assets.storage.artifacts import version_of
+from recsys_assets.settings import Settings, load_settings
 from recsys_assets.storage.bucket import Bucket, LogObject, fetch
 from recsys_assets.storage.files import temporary_name
 from recsys_assets.storage.tables import info_text
 from recsys_assets.storage.warehouse import scratch
 
 RAW_CODE = "1"
-CLEAN_CODE = "2"
 _SHOWN_OBJECTS = 10
 _DAYS_TOGETHER = 16
 _TEXT_TOGETHER = 1 << 25  # bytes
@@ -143,26 +141,6 @@ def raw_events(
             )
             versions[day] = info[FINGERPRINT]
     return dg.MaterializeResult(data_version=reporting.data_version(versions))
-
-
-def raw_stands(info: dict[str, Any] | None, fingerprint: str, settings: BucketSettings) -> bool:
-    """Whether raw_events, of which `info` is known, need not be read again where these objects are in the bucket.
-
-    Of an object that was too large nothing was kept: a higher bucket.max_object_mb reads the day again.
-    """
-    return (
-        info is not None
-        and info[FINGERPRINT] == fingerprint
-        and info.get("too_large_above_mb", settings.max_object_mb) >= settings.max_object_mb
-    )
-
-
-def raw_version(info: dict[str, Any]) -> str:
-    """What raw_events holds of a day: its objects, the size above which some were left out, and how many records of
-    erased users were, if so."""
-    left_out, cut = info.get("too_large_above_mb"), info.get("erased")
-    version = str(info[FINGERPRINT]) if left_out is None else f"{info[FINGERPRINT]} up to {left_out} MB"
-    return f"{version} without {cut} records" if cut else version
 
 
 def _console_link(bucket: Bucket, objects: list[LogObject]) -> dict[str, dg.MetadataValue]:
@@ -272,20 +250,6 @@ def _raw_info(read: list[LogObject]) -> dict[str, Any]:
         "newest": newest.isoformat() if newest else None,
         "largest": [{"key": obj.key, "bytes": obj.size} for obj in largest],
     }
-
-
-def cleaning_version(pipeline: Pipeline, raw: str) -> str:
-    """What interactions are made of: `raw_version`, the rules, and the settings that the rules read."""
-    settings = pipeline.settings
-    return version_of(
-        raw=raw,
-        actions=list(settings.actions),
-        time_zone=settings.calendar.time_zone,
-        max_object_mb=settings.bucket.max_object_mb,
-        session_gap_minutes=settings.ingest.session_gap_minutes,
-        max_events_per_hour=settings.ingest.max_events_per_hour,
-        code=CLEAN_CODE,
-    )
 
 
 _INTERACTION_COLUMNS = {
@@ -517,7 +481,7 @@ class _Together:
 
     def _is_made(self, day: str, fingerprint: str) -> bool:
         existing = self._pipeline.tables.sound_info("interactions", day)
-        return existing is not None and existing["version"] == cleaning_version(self._pipeline, fingerprint)
+        return existing is not None and existing["version"] == cleaning_version(self._pipeline.settings, fingerprint)
 
 
 def clean_day(
@@ -536,7 +500,7 @@ def clean_day(
     """
     raw = pipeline.need_table("raw_events", day)
     raw_info = pipeline.tables.info("raw_events", day) or {}
-    version = cleaning_version(pipeline, raw_version(raw_info))
+    version = cleaning_version(pipeline.settings, raw_version(raw_info))
     existing = pipeline.tables.sound_info("interactions", day)
     if existing is not None and existing["version"] == version:
         return Cleaned(existing, False, existing["counts"]["kept"])

@@ -12,11 +12,12 @@ from datetime import date
 from zoneinfo import ZoneInfo
 
 from recsys_assets.settings import BucketSettings, Settings
-from recsys_assets.storage.bucket import Bucket, LogObject
+from recsys_assets.storage.bucket import Bucket, BucketError, BucketUnavailable, LogObject
 
 _SUFFIX = re.compile(r"\.(json|ndjson|jsonl)(\.gz|\.zst)?$", re.IGNORECASE)
 _CODES = {"Y": r"\d{4}", "m": r"\d{2}", "d": r"\d{2}", "j": r"\d{3}", "H": r"\d{2}", "M": r"\d{2}", "S": r"\d{2}"}
 _LISTERS = 8  # listings sent at once: a round trip each, and their number grows with the days
+_PAGE = 1000  # objects in an answer of S3
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def days_of(
     """Lists the objects of the given days ('YYYY-MM-DD').
 
     A day's folder is `prefix` plus the layout; all below it, hours for instance, belongs to that day, as do the
-    undated keys that were last modified on it. Only folders of other days are left unlisted.
+    undated keys that were last modified on it. Folders of other days are left unlisted, unless so many days of a
+    month (or whatever the layout has above its days) are asked for that one listing of it answers them all.
 
     Args:
         surveyed: a survey made a moment ago; None: one is made.
@@ -173,13 +175,14 @@ def days_of(
             if max_requests is not None and start and bucket.list_requests - begun >= max_requests:
                 break
             some = days[start : start + at_once]
-            folders = [(day, folder) for day in some for folder in known.folders.get(day, ())]
+            folders = [folder for day in some for folder in known.folders.get(day, ())]
+            walked = _by_parent(bucket, folders, pool)
+            left = [folder for folder in folders if folder not in walked]
+            walked |= zip(left, pool.map(lambda folder: list(bucket.walk(folder)), left), strict=True)
             here: dict[str, list[LogObject]] = {day: [] for day in some}
-            for (day, folder), objects in zip(
-                folders, pool.map(lambda pair: list(bucket.walk(pair[1])), folders), strict=True
-            ):
-                here[day] += _read(objects, folder, why_ignored, ignored)
             for day in some:
+                for folder in known.folders.get(day, ()):
+                    here[day] += _read(walked.pop(folder), folder, why_ignored, ignored)
                 here[day] += _read(known.undated.get(day, ()), settings.bucket.prefix, why_ignored, ignored)
                 here[day].sort(key=lambda obj: obj.key.encode())
                 found[day] = here[day][: settings.bucket.max_files]
@@ -209,6 +212,34 @@ def fingerprint(objects: Iterable[LogObject]) -> str:
     for identity in sorted((obj.key, obj.etag, obj.size) for obj in objects):
         digest.update(json.dumps(identity).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _by_parent(bucket: Bucket, folders: list[str], pool: ThreadPoolExecutor) -> dict[str, list[LogObject]]:
+    """Folder -> its objects, of those folders that a listing of the folder above answers with fewer round trips."""
+    siblings: dict[str, list[str]] = defaultdict(list)
+    for folder in folders:
+        siblings[folder[: folder.rfind("/", 0, -1) + 1]].append(folder)
+
+    def listed(parent: str) -> dict[str, list[LogObject]]:
+        found: dict[str, list[LogObject]] = {folder: [] for folder in siblings[parent]}
+        pages = 0
+        try:
+            for count, obj in enumerate(bucket.walk(parent), 1):
+                folder = obj.key[: obj.key.find("/", len(parent)) + 1]
+                if folder in found:
+                    found[folder].append(obj)
+                if count % _PAGE == 0:
+                    pages += 1
+                    if sum(map(bool, found.values())) < _LISTERS * pages:  # a folder each, side by side, is faster
+                        return {}
+        except BucketUnavailable:
+            raise
+        except BucketError:  # perhaps of something beside the folders, which nobody asked for
+            return {}
+        return found
+
+    many = [parent for parent, below in siblings.items() if len(below) > _LISTERS]
+    return {folder: objects for found in pool.map(listed, many) for folder, objects in found.items()}
 
 
 def _read(

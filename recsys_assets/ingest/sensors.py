@@ -19,6 +19,7 @@ from recsys_assets.alive import fail_dead_runs
 from recsys_assets.days import shift, today
 from recsys_assets.ingest import listing, pace
 from recsys_assets.ingest.claims import Claims
+from recsys_assets.ingest.versions import FINGERPRINT
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.settings import IngestSettings
@@ -27,7 +28,6 @@ from recsys_assets.storage.bucket import BucketError
 DAY_TAG = "recsys/day"
 FINGERPRINT_TAG = "recsys/fingerprint"
 RUN_KEY_TAG = "dagster/run_key"
-FINGERPRINT = "fingerprint"  # the metadata entry on interactions
 
 INTERACTIONS = dg.AssetKey("interactions")
 _UNFINISHED = {

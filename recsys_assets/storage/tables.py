@@ -11,14 +11,16 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_assets.storage import files
 from recsys_assets.storage.artifacts import ArtifactError
+
+if TYPE_CHECKING:  # imported where it is needed: who asks for `info` alone does without
+    import polars as pl
 
 _DAY_FILE = re.compile(r"^(\d{4}-\d{2}-\d{2})\.parquet$")
 _INFO_KEY = "recsys"
@@ -75,7 +77,9 @@ class Tables:
         except ArtifactError:
             return None
 
-    def read(self, table: str, day: str, columns: list[str] | None = None) -> pl.DataFrame:
+    def read(self, table: str, day: str, columns: list[str] | None = None) -> "pl.DataFrame":
+        import polars as pl
+
         return pl.read_parquet(self.path(table, day), columns=columns)
 
     def publish(self, table: str, day: str, write: Callable[[Path], None]) -> None:
@@ -83,7 +87,9 @@ class Tables:
         with files.replacing(self.path(table, day)) as temporary:
             write(temporary)
 
-    def publish_frame(self, table: str, day: str, frame: pl.DataFrame, info: dict[str, Any]) -> None:
+    def publish_frame(self, table: str, day: str, frame: "pl.DataFrame", info: dict[str, Any]) -> None:
+        import polars as pl
+
         def write(path: Path) -> None:
             try:
                 frame.write_parquet(path, compression="zstd", metadata={_INFO_KEY: info_text(info)})

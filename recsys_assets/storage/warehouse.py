@@ -7,10 +7,12 @@ touch the file only when a view is new or its text changed, so a person's open s
 import json
 from collections.abc import Callable
 from pathlib import Path
-
-import duckdb
+from typing import TYPE_CHECKING
 
 from recsys_assets.storage import files
+
+if TYPE_CHECKING:  # imported where it is needed: views that stand need none
+    import duckdb
 
 DATABASE = "warehouse.duckdb"
 _CREATED = "warehouse.views.json"
@@ -70,11 +72,13 @@ def view_sql(view: str, root: Path) -> str:
     return f'CREATE OR REPLACE VIEW "{view}" AS SELECT {columns} FROM {source}{where}'
 
 
-def scratch(folder: Path) -> duckdb.DuckDBPyConnection:
+def scratch(folder: Path) -> "duckdb.DuckDBPyConnection":
     """A DuckDB in memory that spills into `folder`: the current one need be neither ours nor writable.
 
     What a killed run spilled there goes first: it may be gigabytes.
     """
+    import duckdb
+
     if folder.is_dir():
         files.remove_leftovers(folder)
     return duckdb.connect(config={"temp_directory": str(folder / files.temporary_name())})
@@ -101,6 +105,8 @@ class Warehouse:
             wanted.pop("champions", None)
         if all(created.get(view) == sql for view, sql in wanted.items()):
             return
+        import duckdb
+
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             connection = duckdb.connect(self.path)

@@ -16,8 +16,8 @@ import polars as pl
 from recsys_assets.days import shift
 from recsys_assets.evaluation.assets import evaluation_version, gate_version
 from recsys_assets.ingest import listing, pace
-from recsys_assets.ingest.assets import cleaning_version, raw_version
 from recsys_assets.ingest.sensors import INTERACTIONS, Request, decide, look, window
+from recsys_assets.ingest.versions import cleaning_version, raw_version
 from recsys_assets.models import MEMBERS
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline
@@ -105,11 +105,11 @@ def _interactions(pipeline: Pipeline, asked: dict[str, str]) -> tuple[dict[str, 
     for day in sorted({*pipeline.tables.days("interactions"), *asked}):
         info = pipeline.tables.sound_info("interactions", day)
         if day in asked:
-            versions[day] = cleaning_version(pipeline, asked[day])
+            versions[day] = cleaning_version(pipeline.settings, asked[day])
         elif info is not None:
             versions[day] = info["version"]
             raw = pipeline.tables.sound_info("raw_events", day)
-            if raw is not None and cleaning_version(pipeline, raw_version(raw)) != info["version"]:
+            if raw is not None and cleaning_version(pipeline.settings, raw_version(raw)) != info["version"]:
                 outdated.append(Outdated("interactions", day, "its rules, settings or code changed (recsys readmit)"))
     return versions, outdated
 

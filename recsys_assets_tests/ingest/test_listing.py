@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys_assets.ingest import listing
 from recsys_assets.ingest.listing import all_days, days_of, fingerprint, has_any, survey
 from recsys_assets.settings import BucketSettings, Settings
 from recsys_assets.storage.bucket import LogObject, open_bucket
@@ -164,6 +165,29 @@ def test_other_days_are_not_listed(any_bucket: BucketSettings) -> None:
     assert found.requests == 1 + 1 + 1 + 2  # logs/, 2025/, 11/ and the two days
 
 
+def test_a_month_that_is_asked_for_is_listed_at_once(any_bucket: BucketSettings) -> None:
+    settings = settings_of(any_bucket)
+    bucket = open_bucket(settings.bucket, settings.home)
+    days = [f"2025-11-{day:02}" for day in range(1, 31)]
+    for day in days:
+        bucket.put(f"logs/{day.replace('-', '/')}/a.json", b"[]")
+    before = survey(bucket, settings)
+    found = days_of(bucket, settings, days, before)
+    assert [len(objects) for objects in found.days.values()] == [1] * 30
+    assert found.requests == (1 if any_bucket.url.startswith("s3") else 31)
+    bucket.put("logs/2025/11/01/b.json", b"[]")
+    assert days_of(bucket, settings, days[:8], before).requests == 8, "so few are listed side by side"
+
+
+def test_a_month_of_large_days_is_not_listed_one_page_after_the_other() -> None:
+    settings = settings_of(BucketSettings())
+    days = [f"2025-11-{day:02}" for day in range(1, 31)]
+    objects = [_object(f"logs/{day.replace('-', '/')}/{number:03}.json") for day in days for number in range(200)]
+    pages = Pages(objects)
+    assert [len(each) for each in days_of(pages, settings, days).days.values()] == [200] * 30  # type: ignore[arg-type]
+    assert pages.walked == {"logs/2025/11/": 1, **{f"logs/2025/11/{day[-2:]}/": 1 for day in days}}
+
+
 def test_has_any(any_bucket: BucketSettings) -> None:
     settings = settings_of(any_bucket)
     bucket = open_bucket(settings.bucket, settings.home)
@@ -239,6 +263,20 @@ class Keys:
         return (obj for obj in self.objects if obj.key.startswith(prefix))
 
 
+class Pages(Keys):
+    """The same, counting the pages of 1,000 that were asked for."""
+
+    def __init__(self, objects: list[LogObject]) -> None:
+        super().__init__(objects)
+        self.walked: dict[str, int] = {}
+
+    def walk(self, prefix: str) -> Iterator[LogObject]:
+        for number, obj in enumerate(super().walk(prefix)):
+            if number % 1000 == 0:
+                self.walked[prefix] = self.walked.get(prefix, 0) + 1
+            yield obj
+
+
 names = st.sampled_from(
     [
         "2025",
@@ -305,3 +343,39 @@ def test_every_key_is_listed_for_its_day(listed: list[str], days: list[str], zon
     assert {day: [obj.key for obj in found.days[day]] for day in days} == {day: expected.get(day, []) for day in days}
     assert set(found.days) == set(days)
     assert all_days(bucket, settings) == {day: len(expected[day]) for day in sorted(expected)}  # type: ignore[arg-type]
+
+
+@hypothesis.settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 32), st.lists(names, min_size=1, max_size=3)), max_size=120),
+    st.lists(rest, max_size=10),
+    st.sets(st.integers(1, 30), min_size=5),
+    st.sampled_from(["", "logs/"]),
+    st.sampled_from(["%Y/%m/%d/", "%Y/%m/%d/%H/", "dt=%Y-%m-%d/", "%Y/%m%d/"]),
+    st.integers(1, 40),
+    st.integers(0, 3),
+)
+def test_a_listing_of_months_is_that_of_their_days(
+    of_days: list[tuple[int, list[str]]],
+    beside: list[str],
+    wanted: set[int],
+    prefix: str,
+    layout: str,
+    page: int,
+    listers: int,
+) -> None:
+    """With any page size and any number of folders from which on it is tried, so that it is also given up."""
+    fields = layout.replace("%Y", "2025").replace("%m", "11").replace("%d", "{:02}").replace("%H", "{:02}")
+    listed = {fields.format(day, len(below)) + "/".join(below) for day, below in of_days} | set(beside) - {""}
+    objects = [
+        _object(prefix + key, modified=datetime(2025, 11, 1 + number % 30, tzinfo=UTC))
+        for number, key in enumerate(sorted(listed))
+    ]
+    settings = settings_of(BucketSettings(), prefix=prefix, layout=layout)
+    days = [f"2025-11-{day:02}" for day in wanted]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "_PAGE", page)
+        patch.setattr(listing, "_LISTERS", listers + 1)
+        found = days_of(Keys(objects), settings, days)  # type: ignore[arg-type]
+        patch.setattr(listing, "_by_parent", lambda *_: {})
+        assert days_of(Keys(objects), settings, days) == found  # type: ignore[arg-type]

@@ -157,6 +157,47 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, s3_bucket: BucketSettin
             action()
 
 
+def test_the_client_is_that_of_dagsters_resource(
+    aws_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dagster_aws.s3 import S3Resource
+
+    (tmp_path / "config").write_text("[profile logs]\nregion = eu-west-3\n")
+    (tmp_path / "credentials").write_text("[logs]\naws_access_key_id = of-profile\naws_secret_access_key = x\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+    def described(client: Any) -> dict[str, Any]:
+        credentials = client._request_signer._credentials.get_frozen_credentials()
+        config = {name: getattr(client.meta.config, name) for name in ("retries", "s3", "signature_version", "proxies")}
+        http = client._endpoint.http_session
+        return config | {
+            "region": client.meta.region_name,
+            "endpoint": client.meta.endpoint_url,
+            "credentials": (credentials.access_key, credentials.secret_key, credentials.token),
+            "verify": http._verify,
+            "timeout": vars(http._timeout),
+        }
+
+    seen = []
+    for region, endpoint, profile in [
+        (None, None, None),
+        ("eu-central-1", None, None),
+        ("us-east-1", "http://127.0.0.1:9", None),
+        (None, None, "logs"),
+    ]:
+        if profile:
+            monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+            monkeypatch.delenv("AWS_DEFAULT_REGION")
+        ours = opened(BucketSettings(url="s3://logs", region=region, endpoint_url=endpoint, profile=profile))
+        assert isinstance(ours, S3Bucket)
+        theirs = S3Resource(region_name=region, endpoint_url=endpoint, profile_name=profile, max_attempts=4)
+        seen.append(described(ours._client))
+        assert seen[-1] == described(theirs.get_client())
+    assert [each["region"] for each in seen] == ["us-east-1", "eu-central-1", "us-east-1", "eu-west-3"]
+    assert [each["credentials"][0] for each in seen] == ["tests", "tests", "tests", "of-profile"]
+
+
 def test_unknown_profile(aws_environment: None) -> None:
     with pytest.raises(BucketError, match=r"bucket\.profile"):
         opened(BucketSettings(url="s3://logs", profile="nobody"))

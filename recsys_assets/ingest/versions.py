@@ -1,0 +1,45 @@
+"""What a day of raw_events and of interactions is made of, and whether it stands.
+
+Imports no Dagster and no DuckDB, since `recsys run ingest` asks this before it begins a run (unchanged.py).
+"""
+
+from typing import Any
+
+from recsys_assets.settings import BucketSettings, Settings
+from recsys_assets.storage.artifacts import version_of
+
+FINGERPRINT = "fingerprint"  # of the day's objects: an entry of both tables' files and of interactions' metadata
+CLEAN_CODE = "2"
+
+
+def raw_stands(info: dict[str, Any] | None, fingerprint: str, settings: BucketSettings) -> bool:
+    """Whether raw_events, of which `info` is known, need not be read again where these objects are in the bucket.
+
+    Of an object that was too large nothing was kept: a higher bucket.max_object_mb reads the day again.
+    """
+    return (
+        info is not None
+        and info[FINGERPRINT] == fingerprint
+        and info.get("too_large_above_mb", settings.max_object_mb) >= settings.max_object_mb
+    )
+
+
+def raw_version(info: dict[str, Any]) -> str:
+    """What raw_events holds of a day: its objects, the size above which some were left out, and how many records of
+    erased users were, if so."""
+    left_out, cut = info.get("too_large_above_mb"), info.get("erased")
+    version = str(info[FINGERPRINT]) if left_out is None else f"{info[FINGERPRINT]} up to {left_out} MB"
+    return f"{version} without {cut} records" if cut else version
+
+
+def cleaning_version(settings: Settings, raw: str) -> str:
+    """What interactions are made of: `raw_version`, the rules, and the settings that the rules read."""
+    return version_of(
+        raw=raw,
+        actions=list(settings.actions),
+        time_zone=settings.calendar.time_zone,
+        max_object_mb=settings.bucket.max_object_mb,
+        session_gap_minutes=settings.ingest.session_gap_minutes,
+        max_events_per_hour=settings.ingest.max_events_per_hour,
+        code=CLEAN_CODE,
+    )
