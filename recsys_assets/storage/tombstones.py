@@ -111,7 +111,7 @@ def _ids(value: Any, field: str = "") -> Iterator[str]:
 def _id_of(value: str) -> str:
     """A JSON text or number as the id that cleaning makes of it (ingest/validate.py)."""
     if not isinstance(value, _Digits) or _DIGITS.fullmatch(value) or not _NUMBER.fullmatch(value):
-        return str(value).strip(_SPACE)
+        return "0" if value == "-0" and isinstance(value, _Digits) else trimmed(value)
     number = float(value)
     return str(int(number)) if abs(number) < _EXACT and number == int(number) else str(value)
 
@@ -126,7 +126,12 @@ def _strings(text: str) -> Iterator[str]:
                 each = json.loads(f'"{each}"')
             except ValueError:
                 each = each.replace('\\"', '"')
-        yield each.strip(_SPACE)
+        yield trimmed(each)
+
+
+def trimmed(user: str) -> str:
+    """An id without the white space around it, as cleaning leaves it (ingest/validate.py)."""
+    return str(user).strip(_SPACE)
 
 
 def digest_of(key: bytes, user: str) -> str:
@@ -152,7 +157,7 @@ class Tombstones:
 
     def add(self, user: str) -> str:
         """Records an erased user, unless that was done before. Returns the hash."""
-        user = user.strip(_SPACE)  # as cleaning does
+        user = trimmed(user)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.lock():
             entries = self._entries()

@@ -24,19 +24,21 @@ from recsys_assets.ingest.erased import cut_batch, cut_object
 from recsys_assets.ingest.events import REJECTED
 from recsys_assets.ingest.listing import placer
 from recsys_assets.ingest.readmit import consecutive
+from recsys_assets.ingest.validate import MARKER
 from recsys_assets.launch import RunFailed
 from recsys_assets.models import MEMBERS
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.storage import files
 from recsys_assets.storage.bucket import BucketError
 from recsys_assets.storage.tables import info_text
-from recsys_assets.storage.tombstones import Erased
+from recsys_assets.storage.tombstones import Erased, trimmed
 from recsys_assets.trust.lineage import Made, ancestry
 from recsys_assets.trust.retention import leftover_folders
 from recsys_assets.trust.scrub import holds, pattern, scrub
 
 MODELS = ("hybrid_model", *[f"{name}_model" for name in MEMBERS])
 REFUSED = "refused: "
+_GONE, _NOT_IN_IT = "gone", "without the user already"
 RunJob = Callable[[str, list[str], dict[str, Any] | None], Any]
 
 
@@ -134,7 +136,7 @@ def finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: C
     """The last step, when no run of ours writes to Dagster's history any more: its logs, then the receipts' ends."""
     home = pipeline.settings.home
     if user is not None:
-        (receipt,) = receipts
+        (receipt,), user = receipts, trimmed(user)
         for what, folder in (("dagster", home / "dagster"), ("messages", pipeline.settings.store / REJECTED)):
             for path, times in scrub(folder, user):
                 receipt.note("touched", {"what": what, "file": path.relative_to(home).as_posix(), "records": times})
@@ -393,37 +395,55 @@ def _remove_trained(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: C
 
 
 def _cut_source(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable[[str], None]) -> None:
-    """Takes the records out of the objects that the receipt lists.
+    """Takes the records out of the objects that the receipt lists, and of those that came after the erasure.
 
     An object without a day in its key stays: written anew it would belong to today.
     """
     place = placer(pipeline.settings)
-    for entry in receipt.content["source"]:
+    listed = {entry["key"] for entry in receipt.content["source"]}
+    later = [{"key": key, "day": day} for key, day in _cut_on_the_way_in(pipeline) if key not in listed]
+    for entry in [*receipt.content["source"], *later]:
         key = entry["key"]
         if entry.get("of") == "personalize":  # in another bucket, and dealt with
             continue
         where = place(key)
-        if where is None or where.day is None:
-            entry["what"] = "left: its day is that of its last change; delete it yourself"
-        else:
-            try:
-                entry["what"] = _cut_object_of(pipeline, key, erased)
-            except BucketError as error:
-                entry["what"] = f"{REFUSED}{error}"
+        try:
+            entry["what"] = _cut_object_of(pipeline, key, erased, where is not None and where.day is not None)
+        except BucketError as error:
+            entry["what"] = f"{REFUSED}{error}"
+        if key not in listed and entry["what"] in (_NOT_IN_IT, _GONE):
+            continue  # another erased user's
+        receipt.note("source", entry, "key")
         say(f"source           {key}: {entry['what']}")
-        receipt.save()
 
 
-def _cut_object_of(pipeline: Pipeline, key: str, erased: Erased) -> str:
+def _cut_on_the_way_in(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
+    """Key and day of each object of which records of some erased user were left out of raw_events."""
+    for day in pipeline.tables.days("raw_events"):
+        if (pipeline.tables.info("raw_events", day) or {}).get("erased"):
+            for batch in pq.ParquetFile(pipeline.tables.path("raw_events", day)).iter_batches(batch_size=100):
+                for key, content in zip(batch["key"], batch["content"], strict=True):
+                    if MARKER.encode() in (content.as_py() or b""):
+                        yield key.as_py(), day
+
+
+def _cut_object_of(pipeline: Pipeline, key: str, erased: Erased, is_dated: bool) -> str:
     bucket = pipeline.bucket
     found = bucket.head(key)
     if found is None:
-        return "gone"
+        return _GONE
+    limit = pipeline.settings.bucket.max_object_mb * 2**20
+    if found.size > limit:
+        raise BucketError(f"it has {found.size} bytes, more than bucket.max_object_mb, so nobody knows who is in it")
     content = bucket.get(found)
-    decoded = decode(content, pipeline.settings.bucket.max_object_mb * 2**20)
+    decoded = decode(content, limit)
+    if decoded.rejection is not None and not decoded.text:
+        raise BucketError(f"it cannot be read, so nobody knows who is in it: {decoded.rejection.detail}")
     text, cut = cut_object(decoded.text, decoded.rejection is None, erased, marked=False)
     if not cut:
-        return "without the user already"
+        return _NOT_IN_IT
+    if not is_dated:
+        return "left: its day is that of its last change; delete it yourself"
     if not text.strip(b"[], \t\r\n"):
         bucket.delete(key)
         return "deleted"

@@ -8,6 +8,7 @@ hold-out, the outcome of parameter searches, and a champion of another day.
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from recsys_assets.serving.assets import make_lists, make_similar
 from recsys_assets.storage import files
 from recsys_assets.storage.artifacts import Artifact, ArtifactError, link, link_tree, load_state
 from recsys_assets.storage.environment import differences, environment
+from recsys_assets.storage.tombstones import Tombstones
 from recsys_assets.storage.warehouse import scratch
 from recsys_assets.training.blend import blend_day
 from recsys_assets.training.holdout import Holdout
@@ -50,6 +52,17 @@ class Compared:
     environment: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Scratch(Pipeline):
+    """A home of its own for what is rebuilt, from which the users erased in `home_of` stay absent."""
+
+    home_of: Pipeline
+
+    @cached_property
+    def tombstones(self) -> Tombstones:
+        return self.home_of.tombstones
+
+
 def replay(pipeline: Pipeline, day: str, asset: str | None, place: Path, log: Log) -> Iterator[Compared]:
     """Rebuilds `asset` of `day` (None: the whole day up to its lists) and all it was made of below `place`.
 
@@ -62,7 +75,7 @@ def replay(pipeline: Pipeline, day: str, asset: str | None, place: Path, log: Lo
     """
     if asset is not None and asset not in ASSETS:
         raise InputError(f"{asset} cannot be replayed; known are {', '.join(ASSETS)}")
-    copy = Pipeline(pipeline.settings.model_copy(update={"home": place}))
+    copy = _Scratch(pipeline.settings.model_copy(update={"home": place}), pipeline)
     if asset == "interactions":
         if pipeline.tables.info("interactions", day) is None:
             raise InputError(f"interactions has no partition {day}")

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+from recsys_assets.pipeline import InputError
 from recsys_assets.storage import files
 
 MASK = "[erased]"
 _SQLITE = b"SQLite format 3\0"
 _COMMON = re.compile(r"-?\d{1,7}|.{1,3}", re.DOTALL)  # ids that occur everywhere by chance
+_PATIENCE_SECONDS = 30.0
 _NAMED = rb"(?i:\buser(?:_?id)?)[\\\"'\s:=]{1,8}"
 
 
@@ -49,7 +51,7 @@ def scrub(folder: Path, user: str) -> Iterator[tuple[Path, int]]:
     """Masks an id in every file below a folder. Yields each file that held it, and how many lines or rows did.
 
     Raises:
-        sqlite3.OperationalError: another process holds a database for long.
+        InputError: another process holds a database for long.
     """
     wanted = pattern(user)
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
@@ -69,8 +71,8 @@ def scrub(folder: Path, user: str) -> Iterator[tuple[Path, int]]:
 
 
 def holds(path: Path, wanted: re.Pattern[bytes]) -> bool:
-    """Whether the bytes of a file, or of a database's log of changes, hold the id."""
-    for each in (path, path.with_name(f"{path.name}-wal")):
+    """Whether the bytes of a file, or of a database's logs of changes, hold the id."""
+    for each in (path, *(path.with_name(path.name + end) for end in ("-wal", "-journal"))):
         if each.is_file() and each.stat().st_size:
             with each.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 if wanted.search(content):
@@ -79,9 +81,11 @@ def holds(path: Path, wanted: re.Pattern[bytes]) -> bool:
 
 
 def _scrub_database(path: Path, wanted: re.Pattern[bytes]) -> int:
-    """Returns the rows that were changed, or 1 where only a free page held the id."""
-    if not holds(path, wanted):
-        return 0
+    """Returns the rows that were changed, or 1 where only a free page held the id.
+
+    Its cells are asked one by one: a long one lies in several pages, and none of them need hold the whole id.
+    """
+    in_bytes = holds(path, wanted)
 
     def hit(cell: object) -> bool:
         return bool(wanted.search(_bytes(cell)))
@@ -91,7 +95,10 @@ def _scrub_database(path: Path, wanted: re.Pattern[bytes]) -> int:
         return found.decode("utf-8", "surrogateescape") if isinstance(cell, str) else found
 
     rows = 0
-    with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+    with (
+        _in_use(path),
+        contextlib.closing(sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None)) as connection,
+    ):
         connection.execute("PRAGMA secure_delete=ON")
         connection.create_function("hit", 1, hit)
         connection.create_function("masked", 1, masked)
@@ -99,14 +106,25 @@ def _scrub_database(path: Path, wanted: re.Pattern[bytes]) -> int:
         for table in tables:
             for column in [row[1] for row in connection.execute(f"PRAGMA table_info({_name(table)})")]:
                 cell = _name(column)
-                rows += connection.execute(
-                    f"UPDATE {_name(table)} SET {cell} = masked({cell}) "
-                    f"WHERE typeof({cell}) IN ('text', 'blob') AND hit({cell})"
-                ).rowcount
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                where = f"WHERE typeof({cell}) IN ('text', 'blob') AND hit({cell})"
+                if connection.execute(f"SELECT EXISTS (SELECT 1 FROM {_name(table)} {where})").fetchone()[0]:
+                    rows += connection.execute(f"UPDATE {_name(table)} SET {cell} = masked({cell}) {where}").rowcount
+        if not rows and not in_bytes:
+            return 0
         connection.execute("VACUUM")  # free pages keep what was deleted
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:  # 1: somebody reads the log of changes
+            raise sqlite3.OperationalError("database is locked")
     return max(rows, 1)
+
+
+@contextlib.contextmanager
+def _in_use(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        raise InputError(f"{path} is in use by another process. End it (recsys ui, a run) and ask again.") from error
 
 
 def _bytes(cell: object) -> bytes:

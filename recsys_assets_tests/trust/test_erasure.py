@@ -9,10 +9,12 @@ import sqlite3
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 from urllib.parse import quote, quote_plus
 
 import dagster as dg
@@ -39,7 +41,8 @@ from recsys_assets.trust.assets import no_erased_user
 from recsys_assets.trust.erasure import Receipt, erase, finish, scan, unfinished
 from recsys_assets.trust.plan import plan
 from recsys_assets.trust.replay import replay
-from recsys_assets_tests.graph import DAYS, INGEST, fill, make_home, run
+from recsys_assets.trust.scrub import scrub
+from recsys_assets_tests.graph import DAYS, INGEST, fill, make_home, run, snapshot
 
 PLANTED = 'Zoë "Quux"/\\pläd 😀-7731'
 FRIEND = "friend"  # whose records name the user and go with theirs
@@ -282,6 +285,9 @@ def test_a_check_finds_who_came_back(tmp_path: Path) -> None:
     pipeline.tables.path("interactions", DAYS[0]).unlink()
     run(pipeline, ["interactions"], DAYS[:1])  # from raw_events that hold the user still
     assert {trace.what for trace in scan(pipeline)} == {"raw_events"}
+    (again,) = replay(pipeline, DAYS[0], "interactions", tmp_path / "again", lambda _: None)
+    assert again.difference is None
+    assert traces_of(PLANTED, tmp_path / "again/store/interactions") == []
     forget(pipeline, None)
     assert list(scan(pipeline)) == []
     assert len(unfinished(pipeline)) == 1, "the logs take the id"
@@ -348,6 +354,7 @@ def test_digits_take_nobody_else_along(tmp_path: Path) -> None:
     tombstones = Tombstones(tmp_path)
     tombstones.add("31")
     records = [event(31, DAYS[0], 1), event(31.0, DAYS[0], 2), event(" 31 ", DAYS[0], 3), event(310, DAYS[0], 4)]
+    assert cut_object(b'{"user_id": -0}', True, Erased(b"key", [digest_of(b"key", "0")]))[1] == 1, "0 to cleaning"
     records += [event("x", DAYS[0], 5, item=31), event("y", DAYS[0], 6, item="31", price=31)]
     content, cut = cut_object(json.dumps(records).encode(), True, tombstones.read())
     assert cut == 3
@@ -403,6 +410,86 @@ def test_any_text_is_cut_clean_and_loses_no_event_of_others(
     users = before.interactions["user_id"]
     assert after.interactions.equals(before.interactions.filter(~users.is_in(["alice", 'é"\\', "12"])))
     assert bool(cut) or made == text
+
+
+def test_an_object_that_came_after_the_erasure_is_cut_too(tmp_path: Path) -> None:
+    """With an id that a person gave with spaces around it, in objects of every kind."""
+    pipeline, folder = make_home(tmp_path, bucket={"max_object_mb": 1}), f"logs/{DAYS[0].replace('-', '/')}"
+    log = pipeline.settings.home / "dagster" / "x.log"
+    log.parent.mkdir()
+    log.write_text("KeyError: 'zoe-77'\n")
+
+    def put(name: str, user: str, pack: Callable[[bytes], bytes] = bytes, times: int = 1) -> None:
+        events = [event(user, DAYS[0], second) for second in range(times)]
+        pipeline.bucket.put(f"{folder}/{name}", pack(json.dumps([*events, event("bob", DAYS[0], 1)]).encode()))
+
+    def ask(delete_source: bool) -> tuple[dict[str, str], Any]:
+        receipts = erase(pipeline, " zoe-77\t", delete_source, lambda *_: None, lambda _: None)
+        finish(pipeline, " zoe-77\t", receipts, lambda _: None)
+        content = receipts[0].content
+        return {each["key"].removeprefix(f"{folder}/"): each["what"] for each in content["source"]}, content["finished"]
+
+    for name in ("grown.json", "gone.json"):
+        put(name, "zoe-77")
+    run(pipeline, ["raw_events"], DAYS[:1])
+    assert ask(False) == ({"grown.json": "listed", "gone.json": "listed"}, ANY)
+    assert log.read_text() == "KeyError: '[erased]'\n"
+    (tmp_path / "bucket" / folder / "gone.json").unlink()
+    put("late.json", "zoe-77")
+    put("late.json.gz", "zoe-77", gzip.compress)
+    put("late.json.zst", "zoe-77", lambda text: pa.compress(text, codec="zstd", asbytes=True))
+    pipeline.tombstones.add("another")
+    put("anothers.json", "another")
+    run(pipeline, ["raw_events"], DAYS[:1])
+    put("grown.json", "zoe-77", times=15_000)
+    before = (tmp_path / "bucket" / folder / "grown.json").read_bytes()
+    said, finished = ask(True)
+    assert said.pop("grown.json").startswith("refused: it has ")
+    rewritten = dict.fromkeys(("late.json", "late.json.gz", "late.json.zst"), "rewritten")
+    assert said == {"gone.json": "gone", **rewritten}
+    assert finished is None, "one object could not be looked into"
+    assert (tmp_path / "bucket" / folder / "grown.json").read_bytes() == before
+    for name in rewritten:
+        *_, (how, text) = views(tmp_path / "bucket" / folder / name)
+        assert how == {"late.json": "bytes", "late.json.gz": "gzip", "late.json.zst": "zstd"}[name], "packed as it was"
+        assert [each["user_id"] for each in json.loads(text)] == ["bob"]
+    put("grown.json", "zoe-77")
+    said, finished = ask(True)
+    assert said["grown.json"] == "rewritten"
+    assert finished
+
+
+def test_an_id_that_lies_in_two_pages_of_a_database(tmp_path: Path) -> None:
+    """A long text is spread over pages: in some of these databases the id itself is cut in two."""
+    user, places = "zoe-7777-abcdefgh", range(1_720, 1_750, 4)
+    for n in places:
+        with closing(sqlite3.connect(tmp_path / f"{n}.db")) as database:
+            database.execute("CREATE TABLE t (x TEXT)")
+            database.execute("INSERT INTO t VALUES (?)", ("y" * n + f" {user} " + "z" * (14_000 - n),))
+            database.commit()
+    assert not all(user.encode() in (tmp_path / f"{n}.db").read_bytes() for n in places)
+    assert [times for _, times in scrub(tmp_path, user)] == [1] * len(places)
+    for n in places:
+        with closing(sqlite3.connect(tmp_path / f"{n}.db")) as database:
+            assert user not in database.execute("SELECT x FROM t").fetchone()[0]
+    before = snapshot(tmp_path)
+    assert list(scrub(tmp_path, user)) == []
+    assert snapshot(tmp_path) == before
+
+
+def test_a_database_that_is_being_read_is_not_called_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys_assets.trust.scrub._PATIENCE_SECONDS", 0.05)
+    with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as ours:
+        ours.execute("PRAGMA journal_mode=WAL")
+        ours.execute("CREATE TABLE t (x TEXT)")
+        ours.execute("INSERT INTO t VALUES ('zoe-77')")
+        with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM t").fetchall()
+            with pytest.raises(InputError, match=r"x\.db is in use by another process"):
+                list(scrub(tmp_path, "zoe-77"))
+        assert len(list(scrub(tmp_path, "zoe-77"))) == 1
+        assert not any(b"zoe-77" in path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_nobody_to_erase(tmp_path: Path) -> None:
