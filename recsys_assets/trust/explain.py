@@ -122,8 +122,12 @@ def explain(pipeline: Pipeline, user: str, item: str, day: str | None = None) ->
                 name, int((history.item == items[i]).sum()), None if rank is None else rank + 1, sources.get(name, [])
             )
         )
-    notes += _moved_on(pipeline, training, {source.day for influence in influences for source in influence.sources})
     info = training.info
+    days = {source.day for influence in influences for source in influence.sources}
+    if gone := sum(influence.events - len(influence.sources) for influence in influences):
+        days = set(info["inputs"]["interactions"])
+        notes.append(f"{gone} of these events are in no interactions any more: what they came from is changed or gone")
+    notes += _moved_on(pipeline, training, days)
     first = max(min(info["inputs"]["interactions"], default=day), shift(day, 1 - info["inputs"]["window_days"]))
     return Explanation(
         row,

@@ -99,6 +99,20 @@ def test_what_changed_since_is_said(trained_home: Pipeline, tmp_path: Path) -> N
     assert any(f"interactions of {DAY} have been made again since" in note for note in notes)
 
 
+def test_events_whose_object_is_gone_are_said(trained_home: Pipeline, tmp_path: Path) -> None:
+    home, wanted = copy_home(trained_home, tmp_path / "home"), row(trained_home, 0)
+    user, item = str(wanted["user_id"]), str(wanted["item_id"])
+    sources = [source for each in explain(home, user, item).influences for source in each.sources]
+    of_day = [source for source in sources if source.day == sources[0].day]
+    frame, info = home.tables.read("interactions", of_day[0].day), home.tables.info("interactions", of_day[0].day)
+    left = frame.filter(~pl.col("source_key").is_in([source.key for source in of_day]))
+    home.tables.publish_frame("interactions", of_day[0].day, left, {**(info or {}), "version": "another"})
+    found = explain(home, user, item)
+    assert sum(each.events - len(each.sources) for each in found.influences) == len(of_day)
+    assert found.notes[0].startswith(f"{len(of_day)} of these events are in no interactions any more")
+    assert found.notes[1].startswith(f"interactions of {of_day[0].day} have been made again since")
+
+
 def test_the_verb(trained_home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_HOME", "")
     wanted = row(trained_home, 3)
