@@ -93,9 +93,9 @@ def decide(evidence: Evidence, settings: PromotionSettings) -> Decision:
             return Decision(True, "the first model: there is no unseen day yet to measure it on")
         return Decision(False, "nobody did anything on the unseen day: nothing shows that it is not worse")
     over = evidence.over_popularity
-    if over.mean <= 0:
+    if not over.mean > 0:  # turned round, here and below, so that a figure that is no number refuses
         return Decision(False, f"NDCG@10 {evidence.ndcg:.4f} is not above popularity's {evidence.ndcg - over.mean:.4f}")
-    if evidence.coverage < settings.min_coverage:
+    if not evidence.coverage >= settings.min_coverage:
         return Decision(
             False, f"its lists reach {evidence.coverage:.2%} of the catalogue, below {settings.min_coverage:.2%}"
         )
@@ -132,7 +132,7 @@ def _verdict(difference: Interval, champion_ndcg: float, tolerance: float) -> st
     """'worse', 'unclear' (a loss above the tolerance that may be chance) or 'not worse'."""
     if difference.mean >= -tolerance * champion_ndcg:
         return "not worse"
-    return "worse" if difference.high < 0 else "unclear"
+    return "unclear" if difference.high >= 0 else "worse"
 
 
 def _described(difference: Interval) -> str:

@@ -1,4 +1,5 @@
 import json
+from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,6 +68,11 @@ UNMEASURED: dict[str, Any] = {"users": 0, "over_popularity": None, "champion_ndc
         ({"over_popularity": Interval(-0.1, -0.2, 0.0)}, False, "is not above popularity's 0.4000"),
         ({"coverage": 0.09}, False, "reach 9.00% of the catalogue, below 10.00%"),
         ({"coverage": 0.1}, True, "not worse"),
+        ({"coverage": nan}, False, "of the catalogue"),
+        ({"over_popularity": Interval(nan, nan, nan)}, False, "is not above popularity's"),
+        ({"over_champion": Interval(nan, nan, nan)}, False, "worse than the champion"),
+        ({"champion_ndcg": nan, "over_champion": Interval(-0.1, -0.2, -0.05)}, False, "worse than the champion"),
+        ({**POOLED, "over_champion_pooled": Interval(nan, nan, nan)}, False, "tolerance of 2% on 3 unseen days"),
         (UNMEASURED, False, "nobody did anything on the unseen day"),
         ({**NO_CHAMPION, **UNMEASURED}, True, "the first model"),
         (NO_CHAMPION, True, "the first champion: NDCG@10 0.3000, above popularity by 0.1000"),
