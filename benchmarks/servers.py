@@ -22,8 +22,10 @@ from recsys_assets_tests.s3_server import running_s3_server
 def fast_s3_server(folder: Path) -> Iterator[tuple[str, str]]:
     """Starts the fastest S3 server there is, with `folder` for its files. Yields its address and name.
 
-    SeaweedFS answers twice as many requests as MiniStack, which a fast client leaves behind even on one core. Sets the
-    environment's AWS credentials, which both servers take.
+    SeaweedFS answers twice as many requests as MiniStack, which a fast client leaves behind even on one core. It keeps
+    what it has read in memory (`-s3.cacheCapacityMB`, of which each object counts as 8, however small): a GET takes it
+    0.2 ms of CPU instead of 0.4, and as it shares the machine with the client, a dearer server would measure itself.
+    Every client gets the same. Sets the environment's AWS credentials, which both servers take.
     """
     os.environ.update(
         AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark", AWS_EC2_METADATA_DISABLED="true"
@@ -41,6 +43,7 @@ def fast_s3_server(folder: Path) -> Iterator[tuple[str, str]]:
     endpoint = f"http://127.0.0.1:{port}"
     command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={port}"]
     command += ["-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-s3.cacheCapacityMB=65536"]
     environ = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder)}
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log)
