@@ -1,10 +1,13 @@
-"""The short way through the cleaning: objects in which nothing is odd, decoded by Polars many at a time.
+"""The short way through the cleaning: objects in which nothing is odd, taken by columns, many at a time.
 
 `plain_events` takes an object only if the outcome of each of its records is beyond doubt, and then gives the rows that
 `validate`'s SQL would give. It judges nothing: an object with one record that is invalid, or merely unusual, is left to
 the SQL as a whole. So it never has a reason to tell, and it may leave any object for any cause.
 
-What makes it safe to let Polars (simd-json) decode, each seen and tested:
+Where all records of a group of objects follow one template, `template.cut` gives their values, and what kind of JSON
+each is. Of strings only blanks at their ends are then in doubt, of numbers whether they are JSON.
+
+Other objects are decoded by Polars (simd-json). What makes that safe, each seen and tested:
 
 - It takes strict JSON in UTF-8 and nothing else; what it refuses is left. Of a field given twice it takes the first.
 - An escaped lone surrogate becomes a NUL, and the name of a field may be escaped: objects with such escapes are left.
@@ -13,7 +16,7 @@ What makes it safe to let Polars (simd-json) decode, each seen and tested:
 - `true` becomes the price 1: where a price is 0 or 1, the object is searched for a price that is a truth value.
 - A number that is no integer stays one as Float64; below 2**53 every integer is its own double.
 
-Objects are decoded in groups, glued by commas, for their overhead. A group is taken only if it has as many `{` as
+These too are decoded in groups, glued by commas, for their overhead. A group is taken only if it has as many `{` as
 records: then no record holds an inner object, each of the glued starts with a record and ends with one, and so its
 records are as many as its own `{`. This is also their count before cleaning, which the cleaning must come to. For the
 same reason lines can be glued: where each line end stands between `}` and `{`, it stands between two records.
@@ -22,15 +25,19 @@ same reason lines can be glued: where each line end stands between `}` and `{`, 
 import itertools
 import re
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recsys_assets.ingest import template
+
 EARLIEST_MS = 946_684_800_000  # 2000-01-01
 MAX_ID_CHARACTERS = 256
-_GROUP = 1 << 19  # bytes decoded together: what stays in a processor's cache
+_GROUP = 1 << 21  # bytes cut together: NumPy's overhead is a tenth
+_DECODED = 1 << 19  # bytes decoded together: what stays in a processor's cache
 _PATIENCE = 8  # more objects left than taken, of a batch: so the rest is not tried
 
 _TEXTS = ("user_id", "item_id", "category_id")
@@ -50,12 +57,18 @@ _EVENTS = pl.Schema(
 _DOUBTFUL = (  # white space to remove; or a text that may have been a number or a truth value
     r"^(?s:[\x00-\x20].*|.*[\x00-\x20]|-?[0-9]+(?:\.[0-9]+)?e-?[0-9]+|-?[0-9]+\.[0-9]+|-?[0-9]{16,}|-0|true|false)$"
 )
+_RECORDS = (*_TEXTS, "action", "timestamp", "price", "sure")  # timestamp: int64, null if it is none
+_NUMBER = r"^(?:null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)$"
+_SCALAR = _NUMBER.replace("null", "null|true|false")
 _NAME = re.compile(r"(?!true$|false$)[A-Za-z_]\S*")  # an action that no number or truth value reads like
 _ESCAPES = re.compile(rb"\\u(?:[dD][89a-fA-F]|00(?:[0167]|5[fF]))")  # surrogates, control characters, letters of names
 _ZERO = re.compile(rb":[ \t\r\n]*-0")
 _TRUTH = re.compile(rb'"price"[ \t\r\n]*:[ \t\r\n]*[tf]')
 _SPACE = b" \t\r\n"
 _EDGE = 100  # bytes of white space that are looked over
+
+_Object: TypeAlias = tuple[int, memoryview, bool]
+"""Row in the batch, its records with commas between them, whether it is an array."""
 
 
 def plain_events(
@@ -76,58 +89,135 @@ def plain_events(
     frames = list(_frames(batch, records)) if all(_NAME.fullmatch(name) for name in names) else []
     if not frames:
         return pl.DataFrame(schema=_EVENTS), records
-    taken = np.flatnonzero(records >= 0)
-    counts = records[taken]
-    total = int(counts.sum())
-    events = pl.concat(frames).select(
-        pl.Series("object", np.repeat(taken, counts), pl.Int32()),
-        pl.Series("record", np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts), pl.Int32()),
-        *_TEXTS[:2],
-        pl.col("action").cast(pl.Enum(names), strict=False).to_physical().cast(pl.Int32()),
+    ms, price = pl.col("ms"), pl.col("price")
+    events = pl.concat(frames).with_columns(
         pl.col("timestamp").alias("ms"),
-        pl.col("category_id").replace("", None),
-        "price",
+        pl.col("action").cast(pl.Enum(names), strict=False).to_physical().cast(pl.Int32()),
+        pl.when(pl.col("category_id") != "").then("category_id"),
     )
-    ms, price, category = pl.col("ms"), pl.col("price"), pl.col("category_id")
-    limits = pl.Series(np.repeat(limit_ms[taken], counts))
-    tests = [
-        (ms >= EARLIEST_MS) & (ms < limits) & (ms == ms.floor()),
-        pl.col("action").is_not_null(),
-        price.is_null() | ((price >= 0) & price.is_finite()),
-        category.is_null() | ((category.str.len_bytes() <= MAX_ID_CHARACTERS) & ~category.str.contains(_DOUBTFUL)),
-    ]
-    for name in _TEXTS[:2]:
-        text = pl.col(name)
-        tests += [text.str.len_bytes().is_between(1, MAX_ID_CHARACTERS), ~text.str.contains(_DOUBTFUL)]
-    sure = events.select(pl.all_horizontal(tests).fill_null(False)).to_series()
+    limits = pl.Series(limit_ms[events["object"].to_numpy()])
+    sure = events.select(
+        pl.all_horizontal(
+            "sure",
+            (ms >= EARLIEST_MS) & (ms < limits),
+            pl.col("action").is_not_null(),
+            price.is_null() | ((price >= 0) & price.is_finite()),
+        ).fill_null(False)
+    ).to_series()
     if not sure.all():
         odd = np.unique(events["object"].filter(~sure).to_numpy())
         records[odd] = -1
         events = events.filter(~pl.col("object").is_in(odd))
-    return events.with_columns(ms.cast(pl.Int64), price.abs()).match_to_schema(_EVENTS), records  # -0.0 is 0.0
+    return events.with_columns(price.abs()).select(*_EVENTS).match_to_schema(_EVENTS), records  # -0.0 is 0.0
 
 
 def _frames(batch: pa.RecordBatch, records: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
-    """Decodes the objects that Polars takes, in order, and notes how many records each has."""
-    together, left = True, 0
+    """The records of what can be read, each with whether it is `sure` that its texts are; notes how many there are."""
+
+    def taken(some: list[_Object], counts: list[int], frame: pl.DataFrame) -> pl.DataFrame:
+        rows = [row for row, _, _ in some]
+        records[rows] = counts
+        number = np.arange(len(frame)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return frame.with_columns(
+            pl.Series("object", np.repeat(rows, counts), pl.Int32()), pl.Series("record", number, pl.Int32())
+        )
+
+    differ = left = 0
+    together = True
     for group in _groups(batch):
-        frame = None
-        if together:
-            frame, counts = _decoded([text for _, text, _ in group])
-            together = frame is not None or not counts  # objects with inner ones come in numbers
-        if frame is not None:
-            records[[row for row, _, _ in group]] = counts
-            yield frame
-            continue
-        for row, text, is_array in group:
-            frame, counts = _decoded([text], is_array)
-            if frame is not None:
-                records[row] = counts[0]
-                yield frame
-            else:
-                left += 1
+        others = group
+        if differ <= _PATIENCE + np.count_nonzero(records >= 0):
+            others = []
+            for some, found in _alike(group):
+                if found is None:
+                    others += some
+                else:
+                    yield taken(some, *found)
+            differ += len(others)
+        for part in _parts(others):
+            decoded = None
+            if together:
+                decoded, counted = _decoded([text for _, text, _ in part])
+                together = decoded is not None or not counted  # objects with inner ones come in numbers
+            if decoded is not None:
+                yield taken(part, counted, decoded)
+                continue
+            for each in part:
+                decoded, counted = _decoded([each[1]], each[2])
+                if decoded is not None:
+                    yield taken([each], counted, decoded)
+                else:
+                    left += 1
         if left > _PATIENCE + np.count_nonzero(records >= 0):
             return
+
+
+def _parts(objects: list[_Object]) -> Iterator[list[_Object]]:
+    """The objects, about _DECODED bytes together."""
+    part: list[_Object] = []
+    held = 0
+    for each in objects:
+        part.append(each)
+        held += len(each[1])
+        if held >= _DECODED:
+            yield part
+            part, held = [], 0
+    if part:
+        yield part
+
+
+def _glued(inner: list[memoryview]) -> tuple[bytes, list[int]]:
+    """One array of all records; and where those of each object begin in it, and would of one behind the last."""
+    pieces: list[bytes | memoryview] = [b"["]
+    for each in inner:
+        pieces += (each, b",")
+    pieces[-1] = b"]"
+    begins = itertools.accumulate((len(each) + 1 for each in inner), initial=1)
+    return b"".join([*pieces, template.PADDING]), list(begins)
+
+
+def _alike(group: list[_Object]) -> Iterator[tuple[list[_Object], tuple[list[int], pl.DataFrame] | None]]:
+    """The objects: those of one template together, with their counts and records; any other alone."""
+    text, begins = _glued([text for _, text, _ in group])
+    cut = template.cut(text, np.array(begins[:-1]))
+    frame = _typed(text, cut[0]) if cut is not None else None
+    if cut is not None and frame is not None:
+        yield group, (cut[1].tolist(), frame)
+    elif len(group) > 1:
+        yield from _alike(group[: len(group) // 2])
+        yield from _alike(group[len(group) // 2 :])
+    else:
+        yield group, None
+
+
+def _typed(text: bytes, fields: dict[bytes, template.Values]) -> pl.DataFrame | None:
+    """The records of a template; None if a field is missing or of an unusual kind, or a value is no JSON."""
+    if not {b"timestamp", b"user_id", b"item_id", b"action"} <= fields.keys():
+        return None
+    raw = np.frombuffer(text, np.uint8)
+    columns: dict[str, pl.Series] = {}
+    sure = np.ones(len(fields[b"timestamp"].starts), bool)
+    for name, values in ((name.decode(), values) for name, values in fields.items()):
+        column = values.texts
+        if name in _TEXTS and values.quoted:
+            lengths = values.ends - values.starts
+            sure &= (lengths >= (name != "category_id")) & (lengths <= MAX_ID_CHARACTERS)
+            sure &= (raw[values.starts] != 0x20) & (raw[values.ends - 1] != 0x20)
+        elif name in _TEXTS or name == "timestamp":
+            digits = column.cast(pl.Int64(), strict=False)
+            if values.quoted or digits.null_count() or (raw[values.starts] < 0x31).any():  # -1, +1, 01 (and 0)
+                return None
+            column = digits if name == "timestamp" else column
+        elif name == "price":
+            if values.quoted or not column.str.contains(_NUMBER).all():
+                return None
+            column = column.cast(pl.Float64(), strict=False)
+        elif not values.quoted and (name == "action" or not column.str.contains(_SCALAR).all()):
+            return None
+        columns[name] = column
+    frame = pl.DataFrame({name: column for name, column in columns.items() if name in _SCHEMA})
+    absent = [pl.lit(None, kind).alias(name) for name, kind in _SCHEMA.items() if name not in columns]
+    return frame.with_columns(pl.Series("sure", sure), *absent).select(*_RECORDS)
 
 
 def _decoded(inner: list[memoryview], may_nest: bool = False) -> tuple[pl.DataFrame | None, list[int]]:
@@ -137,19 +227,14 @@ def _decoded(inner: list[memoryview], may_nest: bool = False) -> tuple[pl.DataFr
         inner: of each, its records with commas between them.
         may_nest: it is one array, whose records may hold inner objects.
     """
-    glued: list[bytes | memoryview] = [b"["]
-    for each in inner:
-        glued += (each, b",")
-    glued[-1] = b"]"
-    text = b"".join(glued)
+    text, begins = _glued(inner)
     if b"\\" in text and _ESCAPES.search(text):
         return None, []
     try:
         frame = pl.read_json(text, schema=_SCHEMA)
     except pl.exceptions.PolarsError:
         return None, []
-    ends = list(itertools.accumulate((len(each) + 1 for each in inner), initial=1))
-    counts = [text.count(b"{", start, end) for start, end in itertools.pairwise(ends)]
+    counts = [text.count(b"{", start, end) for start, end in itertools.pairwise(begins)]
     if sum(counts) != len(frame):
         if not may_nest or text.count(b'"timestamp"') != len(frame):
             return None, counts
@@ -158,7 +243,15 @@ def _decoded(inner: list[memoryview], may_nest: bool = False) -> tuple[pl.DataFr
         return None, []
     if frame["price"].is_in([0.0, 1.0]).any() and (b"true" in text or b"false" in text) and _TRUTH.search(text):
         return None, []
-    return frame, counts
+    moment = pl.col("timestamp")
+    tests = []
+    for name in _TEXTS:
+        value = pl.col(name)
+        shortest = 0 if name == "category_id" else 1
+        test = value.str.len_bytes().is_between(shortest, MAX_ID_CHARACTERS) & ~value.str.contains(_DOUBTFUL)
+        tests.append(test.fill_null(name == "category_id"))
+    whole = pl.when(moment.is_between(EARLIEST_MS, 2**53) & (moment == moment.floor())).then(moment)
+    return frame.with_columns(whole.cast(pl.Int64()), pl.all_horizontal(tests).alias("sure")).select(*_RECORDS), counts
 
 
 def _groups(batch: pa.RecordBatch) -> Iterator[list[tuple[int, memoryview, bool]]]:

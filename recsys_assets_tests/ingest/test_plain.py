@@ -179,6 +179,30 @@ def random_object(rng: random.Random) -> bytes:
     return content.encode()
 
 
+def random_alike(rng: random.Random) -> bytes:
+    """An array whose records are of one template, or nearly; which one it is, few choices tell."""
+    names = ["timestamp", "user_id", "item_id", "action", "category_id", "price", "other"][: rng.choice([4, 6, 6, 7])]
+    comma, colon = rng.choice([(", ", ": "), (",", ":")])
+    quoted = {name: name == "action" or (name in plain._TEXTS and rng.random() < 0.8) for name in names}
+    usual = {"timestamp": VALUES["timestamp"][:1], "action": VALUES["action"][:3]}
+    usual |= {"price": ["0", "1", "12.50", "-0.0", "1e3", "null"], "other": ["true", "1", "-0", "null"]}
+    texts = []
+    for _ in range(rng.randrange(1, 12)):
+        fields = {name: rng.choice(usual.get(name) or [str(rng.randrange(1, 9))]) for name in names}
+        for name in plain._TEXTS:
+            if quoted.get(name):
+                fields[name] = f'"{fields[name]}{rng.choice(["", "é", " thirteen byte", " x,{}:y"])}"'
+        if rng.random() < 0.01:
+            name = rng.choice(names)
+            fields[name] = rng.choice(VALUES[name])
+        texts.append("{" + comma.join(f'"{name}"{colon}{text}' for name, text in fields.items()) + "}")
+    content = f"[{comma.join(texts)}]"
+    if rng.random() < 0.03:
+        at = rng.randrange(len(content))
+        content = content[:at] + rng.choice(["", "}", '"', ",", "{", "5", " "]) + content[at + rng.randrange(2) :]
+    return content.encode()
+
+
 def bits(result: CleanResult) -> list[int]:
     """Of the prices, so that -0.0 is not 0.0."""
     bits: list[int] = result.interactions["price"].fill_null(-1).to_numpy().view(np.int64).tolist()
@@ -197,7 +221,8 @@ def test_the_short_way_gives_what_the_sql_gives(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(plain, "_GROUP", group)
         for seed in range(ROUNDS):
             rng = random.Random(seed)
-            objects = {f"{number}": random_object(rng) for number in range(120)}
+            one = random_alike if seed % 2 else random_object
+            objects = {f"{number}": one(rng) for number in range(120)}
             assert sum(count >= 0 for count in taken(*objects.values())) > 20
             short, sql = both(objects)
             assert_frame_equal(short.interactions, sql.interactions, check_exact=True)
@@ -222,8 +247,20 @@ def test_nothing_is_decoded_twice_where_nothing_is_plain(monkeypatch: pytest.Mon
     calls = []
     monkeypatch.setattr(pl, "read_json", lambda *args, **kwargs: calls.append(0) or _refuse())
     monkeypatch.setattr(plain, "_GROUP", 500)
-    assert set(taken(*[array(record(), record())] * 100)) == {-1}
+    other = json.dumps(dict(reversed(json.loads(record()).items())))
+    assert set(taken(*[array(record(), other)] * 100)) == {-1}
     assert 9 <= len(calls) < 20
+
+
+def test_objects_of_one_template_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pl, "read_json", lambda *args, **kwargs: _refuse())
+    first, second = array(record(), record(user_id='"a b"')), array(record(user_id='"1.5"', price="null"))
+    assert taken(first, second, first[:-9], second) == [2, 1, -1, 1]
+    lines = first[1:-1].replace(b"}, ", b"}\n")
+    assert taken(lines, lines + b"\n", array(record(user_id='" x"')), lines) == [2, 2, -1, 2]
+    numbers = {"user_id": "7", "item_id": "12345678901234567", "category_id": "8", "other": "true"}
+    assert taken(array(record(**numbers)), array(record(**numbers))) == [1, 1]
+    assert taken(array(record(action="5")), array(record(timestamp="01764590400000"))) == [-1, -1]
 
 
 def _refuse() -> None:
