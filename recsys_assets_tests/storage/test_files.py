@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,34 @@ def test_the_old_file_stands_until_the_block_ends(tmp_path: Path) -> None:
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content, then the name, then the folder's entry: a power cut between any two leaves the old file or the new."""
+    done: list[str] = []
+    real_fsync, real_replace = files.fsync, os.replace
+
+    def fsync(path: Path) -> None:
+        done.append("folder" if path == tmp_path else "content")
+        real_fsync(path)
+
+    def replace(source: Path, target: Path) -> None:
+        done.append(target.name)
+        real_replace(source, target)
+
+    monkeypatch.setattr(files, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    files.write_bytes(tmp_path / "file", b"x")
+    assert done == ["content", "file", "folder"]
+
+
+def test_a_number_in_use_again_protects_nothing_for_longer_than_a_day(tmp_path: Path) -> None:
+    for name, hours in (("old", 25), ("new", 23)):
+        path = tmp_path / f".tmp-{os.getpid()}-{name}"
+        path.write_bytes(b"x")
+        os.utime(path, (then := time.time() - hours * 3600, then))
+    files.remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == [f".tmp-{os.getpid()}-new"]
 
 
 def test_leftovers_of_the_dead_go_those_of_the_living_stay(tmp_path: Path) -> None:

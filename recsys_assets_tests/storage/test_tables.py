@@ -4,6 +4,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from recsys_assets.storage.artifacts import ArtifactError
 from recsys_assets.storage.tables import Tables
 
 
@@ -23,6 +24,16 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     tables = Tables(tmp_path)
     assert tables.info("t", "2025-11-02") is None
     assert tables.days("t") == []
+
+
+def test_a_damaged_file_is_told_from_a_sound_one(tmp_path: Path) -> None:
+    tables = Tables(tmp_path)
+    tables.publish_frame("t", "2025-11-02", frame(1), {"version": "v"})
+    assert tables.sound_info("t", "2025-11-02") == {"version": "v"}
+    tables.path("t", "2025-11-02").write_bytes(b"PAR1")
+    assert tables.sound_info("t", "2025-11-02") is None
+    with pytest.raises(ArtifactError, match=r"not the Parquet file that was published\. Materialize t for"):
+        tables.info("t", "2025-11-02")
 
 
 def test_a_file_without_info(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import duckdb
@@ -6,10 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from recsys_assets.cli import main
+from recsys_assets.evaluation.promotion import Champion
 from recsys_assets.pipeline import InputError, Pipeline
-from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.storage.artifacts import ArtifactError, Artifacts
 from recsys_assets.trust.champion import roll_back, timeline_lines
-from recsys_assets_tests.graph import DAYS, TRAINED, copy_home, make_home, run
+from recsys_assets.trust.retention import prune
+from recsys_assets_tests.graph import DAYS, TRAINED, changed, copy_home, make_home, run
 
 FIRST, SECOND = TRAINED
 
@@ -79,6 +83,69 @@ def test_rollbacks_that_are_refused(home: Pipeline, tmp_path: Path) -> None:
     home.champion.move(FIRST, "only", "first")
     with pytest.raises(InputError, match="is the first champion"):
         roll_back(home, None, "why")
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Pipeline:
+    """Champions a, b of one day, then c and d; their files hold nothing."""
+    pipeline = make_home(tmp_path)
+    for day, name in zip((DAYS[0], DAYS[0], DAYS[1], DAYS[2]), "abcd", strict=True):
+        info = {"training_set": "none", "inputs": {"members": {}}, "parent": None}
+        with pipeline.artifacts.publish("hybrid_model", day, name, info):
+            pass
+        pipeline.champion.move(day, name, "for the test")
+    return pipeline
+
+
+def in_charge(pipeline: Pipeline) -> str:
+    return str((pipeline.champion.read() or {})["version"])
+
+
+def test_one_rollback_after_the_other(four: Pipeline) -> None:
+    for expected in "cba":
+        assert roll_back(four, None, "why")["to"]["version"] == expected == in_charge(four)
+    assert set(four.champion.rolled_back()) == set("bcd")
+    with pytest.raises(InputError, match="nothing lies before it"):
+        roll_back(four, None, "why")
+
+
+def test_a_rollback_to_a_day_takes_its_newest_champion(four: Pipeline) -> None:
+    assert roll_back(four, DAYS[0], "why")["to"]["version"] == "b"
+    assert roll_back(four, DAYS[0], "why")["to"]["version"] == "a", "not the present one"
+    assert roll_back(four, DAYS[2], "it was good")["to"]["version"] == "d" == in_charge(four)
+    with pytest.raises(InputError, match=f"no other champion was of {DAYS[2]}"):
+        roll_back(four, DAYS[2], "why")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_as_many_champions_stay_as_the_settings_say(four: Pipeline, count: int) -> None:
+    strict = changed(four, retention={"days": 1, "months": 0, "champions": count, "min_age_hours": 0})
+    prune(strict)
+    kept = [name for day in DAYS[:3] for name in strict.artifacts.versions("hybrid_model", day)]
+    assert kept == list("abcd")[-count:]
+    with pytest.raises(ArtifactError, match=r"are gone: retention\.champions") if count == 1 else nullcontext():
+        roll_back(strict, None, "why")
+
+
+def test_nothing_is_pruned_beside_a_publisher_or_a_promotion(four: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both locks are held, in this order, while anything is deleted."""
+    held: list[str] = []
+
+    @contextmanager
+    def noted(name: str) -> Iterator[None]:
+        held.append(name)
+        yield
+        held.remove(name)
+
+    def remove(_: Artifacts, *made: str) -> None:
+        removed.append((*held, *made))
+
+    removed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Champion, "lock", lambda _: noted("champion"))
+    monkeypatch.setattr(Artifacts, "lock", lambda _: noted("artifacts"))
+    monkeypatch.setattr(Artifacts, "remove", remove)
+    prune(changed(four, retention={"days": 1, "months": 0, "champions": 3, "min_age_hours": 0}))
+    assert removed == [("champion", "artifacts", "hybrid_model", DAYS[0], "a")]
 
 
 def test_the_timeline_tells_everything(home: Pipeline) -> None:

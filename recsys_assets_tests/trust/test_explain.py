@@ -8,9 +8,13 @@ import pytest
 from click.testing import CliRunner
 
 from recsys_assets.cli import main
+from recsys_assets.evaluation.tasks import bought_pairs
 from recsys_assets.models import MEMBERS
 from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.serving.assets import make_lists
+from recsys_assets.serving.recommend import Recommender, allowed_items
 from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.trust.champion import roll_back
 from recsys_assets.trust.explain import explain, lines
 from recsys_assets_tests.graph import DAYS, TRAINED, changed, copy_home
 
@@ -50,19 +54,57 @@ def test_the_shares_add_up_and_the_events_lead_to_their_records(trained_home: Pi
             assert raw["etag"].to_list() == [source.etag]
 
 
-def test_leaving_an_item_out_is_what_it_says(trained_home: Pipeline) -> None:
-    """Against a list made by hand from the history without it."""
-    from recsys_assets.serving.recommend import Recommender
+@pytest.mark.parametrize("bought", ["keep", "remove"])
+def test_leaving_an_item_out_is_what_it_says(trained_home: Pipeline, tmp_path: Path, bought: str) -> None:
+    """Against a list made by hand from the history without it; what was bought or is sold out stays off it."""
+    home = copy_home(trained_home, tmp_path / "home")
+    known = sorted(home.tables.read("recommendations", DAY)["item_id"].unique())
+    (home.settings.home / "stock.txt").write_text("\n".join(known[::2]))
+    home = changed(home, recommend={"bought_items": bought, "available_items_file": "stock.txt"})
+    make_lists(home, DAY, lambda _: None)
+    recommender = Recommender.open(home, DAY)
+    allowed = allowed_items(recommender.items, known[::2], None)
+    buyers = home.tables.read("interactions", DAY).filter(pl.col("action") == "PURCHASE")["user_id"].unique().sort()
+    lists = home.tables.read("recommendations", DAY).sort("rank")
+    some = False
+    for user in buyers[:2]:
+        item = lists.filter(pl.col("user_id") == user)["item_id"][-1]  # one more before it, and it is off the list
+        found = explain(home, user, item)
+        assert found.notes == []
+        history = recommender.events.of_users(np.array([recommender.users[user]], np.int32))
+        barred = bought_pairs(history, recommender.actions, home.settings)
+        some |= bool(len(barred[0]))
+        for influence in found.influences:
+            left = history.select(history.item != list(recommender.items.ids).index(influence.item))
+            now = recommender.model.recommend(left, recommender.at_ms, 10, forbidden=barred, allowed=allowed).items[0]
+            ids = [str(recommender.items.ids[i]) for i in now]
+            assert influence.rank_without == (ids.index(item) + 1 if item in ids else None)
+    assert some == (bought == "remove")
 
-    wanted = row(trained_home, 0)
-    found = explain(trained_home, str(wanted["user_id"]), str(wanted["item_id"]))
-    influence = found.influences[0]
-    recommender = Recommender.open(trained_home, DAY)
-    history = recommender.events.of_users(np.array([recommender.users[str(wanted["user_id"])]], np.int32))
-    left = history.select(history.item != list(recommender.items.ids).index(influence.item))
-    ids = [str(recommender.items.ids[i]) for i in recommender.model.recommend(left, recommender.at_ms, 10).items[0]]
-    rank = ids.index(str(wanted["item_id"])) + 1 if wanted["item_id"] in ids else None
-    assert influence.rank_without == rank
+
+def test_the_model_is_the_one_that_made_the_list(trained_home: Pipeline, tmp_path: Path) -> None:
+    home, wanted = copy_home(trained_home, tmp_path / "home"), row(trained_home, 0)
+    roll_back(home, None, "the list was made before")
+    found = explain(home, str(wanted["user_id"]), str(wanted["item_id"]))
+    assert (found.row, found.notes) == (wanted, [])
+
+
+def test_an_event_is_of_the_first_day_that_has_it_and_others_had_no_part(
+    trained_home: Pipeline, tmp_path: Path
+) -> None:
+    """An object uploaded again under a later day, and events that the training set withholds."""
+    home, wanted = copy_home(trained_home, tmp_path / "home"), row(trained_home, 0)
+    user, item = str(wanted["user_id"]), str(wanted["item_id"])
+    before = explain(home, user, item).influences
+    source = next(each for influence in before for each in influence.sources if each.day < DAY)
+    events = home.tables.read("interactions", source.day).filter(
+        (pl.col("source_key") == source.key) & (pl.col("record") == source.record) & pl.col("reason").is_null()
+    )
+    again = events.with_columns(source_key=pl.lit("again.json"))
+    withheld = again.with_columns(timestamp=pl.col("timestamp") + pl.duration(milliseconds=1))
+    frame = pl.concat([home.tables.read("interactions", DAY), again, withheld])
+    home.tables.publish_frame("interactions", DAY, frame, home.tables.info("interactions", DAY) or {})
+    assert explain(home, user, item).influences == before
 
 
 def test_clear_errors(trained_home: Pipeline, tmp_path: Path) -> None:
