@@ -12,6 +12,7 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from recsys_assets.alive import ended, fail_dead_runs
+from recsys_assets.history import BATCH_SIZE
 from recsys_assets.pipeline import Pipeline, described
 
 
@@ -32,6 +33,7 @@ def dagster_home(home: Path) -> Path:
 def open_instance(pipeline: Pipeline) -> dg.DagsterInstance:
     """The persistent instance of a home, in which no run seems to be at work whose process is gone."""
     os.environ["DAGSTER_HOME"] = str(dagster_home(pipeline.settings.home))
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(BATCH_SIZE))  # for what this process starts too (the UI)
     instance = dg.DagsterInstance.get()
     fail_dead_runs(instance, pipeline.settings.home)
     return instance

@@ -34,7 +34,8 @@ def test_a_killed_run_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.Monk
     environ = {**os.environ, "RECSYS_HOME": str(tmp_path)}
     killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_RUN, DAYS[0]], env=environ, check=False)
     assert killed.returncode == -signal.SIGKILL
-    with dg.DagsterInstance.from_config(str(tmp_path / "dagster")) as instance:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    with dg.DagsterInstance.get() as instance:
         (run,) = instance.get_runs()
         assert run.status == dg.DagsterRunStatus.STARTED, "as Dagster leaves it"
     with open_instance(pipeline) as instance:

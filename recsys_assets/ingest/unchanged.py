@@ -19,6 +19,11 @@ from recsys_assets.pipeline import Pipeline
 _ASSETS = ("raw_events", "interactions", "rejected_events")
 _REVISION = "29b539ebc72a"  # of the tables of Dagster's history; another one may mean something else by them
 _MOVED_BY = {"storage", "event_log_storage", "local_artifact_storage", "instance_class"}  # entries of dagster.yaml
+_NOT_MOVED = {  # but in the way it is shipped
+    "module": "recsys_assets.history",
+    "class": "BatchedEventLogStorage",
+    "config": {"dagster_home": {"env": "DAGSTER_HOME"}},
+}
 
 
 def days_to_run(pipeline: Pipeline, days: Sequence[str], say: Callable[[str], None]) -> list[str]:
@@ -68,7 +73,8 @@ def _read_recorded(home: Path) -> set[str] | None:
     if any((home / "alive").glob("*.lock")):  # a run at work, or one that was killed, whose end is not noted yet
         return None
     try:
-        if configuration.exists() and _MOVED_BY & set(yaml.safe_load(configuration.read_text(encoding="utf-8")) or ()):
+        configured = yaml.safe_load(configuration.read_text(encoding="utf-8")) or {} if configuration.exists() else {}
+        if any(configured.get(name) not in (None, _NOT_MOVED) for name in _MOVED_BY):
             return None
         if not history.exists():  # the first run of this home
             return set()
@@ -76,7 +82,7 @@ def _read_recorded(home: Path) -> set[str] | None:
             if connection.execute("SELECT version_num FROM alembic_version").fetchall() != [(_REVISION,)]:
                 return None
             recorded = [_of_asset(connection, asset) for asset in _ASSETS]
-    except (OSError, ValueError, TypeError, yaml.YAMLError, sqlite3.Error):
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, sqlite3.Error):
         return None
     return set.intersection(*recorded)
 
