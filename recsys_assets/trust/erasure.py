@@ -34,7 +34,7 @@ from recsys_assets.storage.tables import info_text
 from recsys_assets.storage.tombstones import Erased, trimmed
 from recsys_assets.trust.lineage import Made, ancestry
 from recsys_assets.trust.retention import leftover_folders
-from recsys_assets.trust.scrub import holds, pattern, scrub
+from recsys_assets.trust.scrub import holds, packed, pattern, scrub
 
 MODELS = ("hybrid_model", *[f"{name}_model" for name in MEMBERS])
 REFUSED = "refused: "
@@ -47,9 +47,9 @@ class Trace:
     """What is left of erased users in one place.
 
     Attributes:
-        what: a table, 'holdout' or 'training_set'.
-        which: its day or version; of a training set 'DAY/VERSION'.
-        records: rows, or records, that are theirs.
+        what: a table, 'holdout', 'training_set' or a model that learned from a training set that was removed.
+        which: its day or version; of a training set or model 'DAY/VERSION'.
+        records: rows, or records, that are theirs; 0 of a model.
     """
 
     what: str
@@ -86,9 +86,17 @@ class Receipt:
             entries.append(entry)
         self.save()
 
+    def removed_sets(self) -> set[Made]:
+        """The training sets with the user in them: a run that was reading one may end after it is gone."""
+        return {_made(entry) for entry in self.content["removed"] if entry["asset"] == "training_set"}
+
     def save(self, **values: Any) -> None:
         self.content |= values
         files.write_bytes(self.path, json.dumps(self.content, indent=1).encode())
+
+
+def _made(entry: dict[str, Any]) -> Made:
+    return Made(entry["asset"], entry["day"], entry["version"])
 
 
 def unfinished(pipeline: Pipeline) -> list[str]:
@@ -149,7 +157,8 @@ def finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: C
             database.with_name(f"{database.name}.wal").unlink(missing_ok=True)
             pipeline.warehouse.ensure_views("interactions", say)
         for path in _other_files(pipeline):
-            if holds(path, wanted):
+            of_store = path.is_relative_to(pipeline.settings.store)  # whose tables are known row by row
+            if holds(path, wanted) or (not of_store and any(map(wanted.search, packed(path)))):
                 receipt.note("left", {"file": path.relative_to(home).as_posix(), "why": "not ours to change"})
                 say(f"LEFT     {path.relative_to(home).as_posix()} holds the id; it is not the pipeline's to change")
         receipt.save(logs_searched=True)
@@ -192,6 +201,11 @@ def scan(pipeline: Pipeline) -> Iterator[Trace]:
     files.write_bytes(seen_path, json.dumps({"version": erased.version, "days": clean}).encode())
     yield from _in_tables(pipeline, erased)
     yield from _in_training_sets(pipeline, erased)
+    receipts = [Receipt(pipeline.tombstones.folder, each) for each in sorted(erased.digests)]
+    known = {_made(entry) for receipt in receipts for entry in receipt.content["refit"]}  # the champion of then
+    for made in _made_of(pipeline, {made for receipt in receipts for made in receipt.removed_sets()}):
+        if made not in known:
+            yield Trace(made.asset, f"{made.day}/{made.version}", 0)
 
 
 def _in_raw(pipeline: Pipeline, day: str, erased: Erased) -> dict[str, int]:
@@ -225,7 +239,7 @@ def _in_training_sets(pipeline: Pipeline, erased: Erased) -> Iterator[Trace]:
 
 def _other_tables(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
     """(table, day) of everything in the store that may have a row a user."""
-    for folder in sorted(path for path in pipeline.settings.store.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in pipeline.settings.store.glob("*") if path.is_dir()):
         if folder.name not in ("raw_events", "interactions"):
             for day in pipeline.tables.days(folder.name):
                 yield folder.name, day
@@ -278,7 +292,11 @@ def _erase_one(
                 receipt.note("refit", made._asdict() | {"in_charge_until_then": True})
     raw, cleaned = set(pipeline.tables.days("raw_events")), set(pipeline.tables.days("interactions"))
     for day in sorted(changed & cleaned - raw):
-        say(f"interactions     {day}: deleted, since there are no raw_events to make it from")
+        why = (
+            "there are no raw_events to make it from: materialize them again, and then it, for everybody else's events"
+        )
+        receipt.note("removed", {"asset": "interactions", "day": day, "why": why})
+        say(f"interactions     {day}: deleted, since {why}")
         pipeline.tables.path("interactions", day).unlink()
     for days in consecutive(sorted(changed & raw & cleaned)):
         run_job("readmit", days, {"ops": {"interactions": {"config": {"force": True}}}})
@@ -367,28 +385,34 @@ def _remove_trained(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: C
     """Removes every training set with the user in it and every model that learned from one: the next training learns
     from scratch. The champion's ranking stays in charge until then: it knows items, and nobody by name."""
     artifacts = pipeline.artifacts
-    tainted = {Made("training_set", *trace.which.split("/")) for trace in _in_training_sets(pipeline, erased)}
-    if not tainted:
+    found = {Made("training_set", *trace.which.split("/")) for trace in _in_training_sets(pipeline, erased)}
+    if not (tainted := found | receipt.removed_sets()):
         return
-    champion = pipeline.champion.read()
-    in_charge = Made("hybrid_model", champion["day"], champion["version"]) if champion else None
     with pipeline.champion.lock(), artifacts.lock():
-        there = [
-            Made(asset, path.name, version)
-            for asset in MODELS
-            for path in sorted((artifacts.root / asset).glob("[!.]*"))
-            for version in artifacts.versions(asset, path.name)
-        ]
-        affected = [made for made in there if ancestry(artifacts, [made]) & tainted]
+        champion = pipeline.champion.read()
+        in_charge = Made("hybrid_model", champion["day"], champion["version"]) if champion else None
+        affected = _made_of(pipeline, tainted)
         for made in affected:
             receipt.note("refit", made._asdict() | {"in_charge_until_then": made == in_charge})
-        for made in [*affected, *sorted(tainted)]:
+        for made in [*affected, *sorted(found)]:
             if made != in_charge:
                 receipt.note("removed", made._asdict())
                 say(f"{made.asset:<16} {made.day}: version {made.version} removed")
-        for made in [*affected, *sorted(tainted)]:  # the sets last: by them a second call finds the rest
+        for made in [*affected, *sorted(found)]:  # the sets last: by them a second call finds the rest
             if made != in_charge:
                 artifacts.remove(*made)
+
+
+def _made_of(pipeline: Pipeline, tainted: set[Made]) -> list[Made]:
+    """Every version of a model that learned from one of these training sets, or goes on from one that did."""
+    artifacts = pipeline.artifacts
+    there = [
+        Made(asset, path.name, version)
+        for asset in MODELS
+        for path in sorted((artifacts.root / asset).glob("[!.]*"))
+        for version in artifacts.versions(asset, path.name)
+    ]
+    return [made for made in there if tainted and ancestry(artifacts, [made]) & tainted]
 
 
 # ----------------------------------------------------------------------------------------------------------- the bucket

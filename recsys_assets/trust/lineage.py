@@ -30,13 +30,13 @@ def parents(made: Made, artifact: Artifact) -> Iterator[Made]:
 
 
 def ancestry(artifacts: Artifacts, begin: Iterable[Made]) -> set[Made]:
-    """`begin` and everything it was made of, back to the full refits. Versions that are gone are left out."""
+    """`begin` and everything it was made of, back to the full refits; of a version that is gone, itself alone."""
     found: set[Made] = set()
     waiting = list(begin)
     while waiting:
         made = waiting.pop()
         artifact = artifacts.at(*made) if made not in found else None
+        found.add(made)
         if artifact is not None:
-            found.add(made)
             waiting += parents(made, artifact)
     return found

@@ -15,23 +15,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_assets.ingest.decode import decode
 from recsys_assets.pipeline import InputError
 from recsys_assets.storage import files
 
 MASK = "[erased]"
 _SQLITE = b"SQLite format 3\0"
 _COMMON = re.compile(r"-?\d{1,7}|.{1,3}", re.DOTALL)  # ids that occur everywhere by chance
+# What ends in a letter or digit and is no part of the word behind it: \n, %22, \u0022, \x22, a colour of a terminal.
+_ESCAPED = (
+    rb"(?<=\\[ntr])|(?<=%[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4})|(?<=\\x[0-9A-Fa-f]{2})"
+    rb"|(?<=\[[0-9]m)|(?<=[\[;][0-9]{2}m)"
+)
 _PATIENCE_SECONDS = 30.0
+_MAX_PACKED = 1 << 30  # bytes of text
 _NAMED = rb"(?i:\buser(?:_?id)?)[\\\"'\s:=]{1,8}"
 
 
 def spellings(user: str) -> list[bytes]:
-    """How an id may be written in a file: as it is, in JSON once and twice, in a URL, in HTML, in Python, in UTF-16, in
-    hexadecimal, and in Base64 on its own."""
+    """How an id may be written in a file: as it is, in JSON once and twice (\\/ and \\u00EB too), in a
+    URL, in HTML, in Python, in UTF-16, in hexadecimal, and in Base64 on its own."""
     escaped, plain = json.dumps(user)[1:-1], json.dumps(user, ensure_ascii=False)[1:-1]
-    texts = [user, escaped, plain, *(json.dumps(each)[1:-1] for each in (escaped, plain))]
-    texts += [quote(user), quote(user, safe=""), quote_plus(user), html.escape(user), repr(user)[1:-1]]
+    loud = re.sub(r"\\u[0-9a-f]{4}", lambda found: "\\u" + found[0][2:].upper(), escaped)
+    once = {each for text in (user, escaped, plain, loud) for each in (text, text.replace("/", "\\/"))}
+    texts = [*once, *(json.dumps(each)[1:-1] for each in once)]
     raw = user.encode("utf-8", "surrogatepass")
+    urls = [quote(raw), quote(raw, safe=""), quote_plus(raw)]
+    texts += [*urls, *(re.sub("%..", lambda found: found[0].lower(), each) for each in urls)]
+    texts += [html.escape(user), repr(user)[1:-1], ascii(user)[1:-1], repr(raw)[2:-1]]
     found = [each.encode("utf-8", "surrogatepass") for each in texts]
     found += [user.encode(codec, "surrogatepass") for codec in ("utf-16-le", "utf-16-be")]
     found += [raw.hex().encode(), raw.hex().upper().encode()]
@@ -44,7 +59,8 @@ def pattern(user: str) -> re.Pattern[bytes]:
     own = b"|".join(re.escape(each) for each in spellings(user))
     if _COMMON.fullmatch(user):
         return re.compile(rb"(?P<before>" + _NAMED + rb")(?:" + own + rb")(?![A-Za-z0-9])")
-    return re.compile(rb"(?P<before>(?<![A-Za-z0-9])|(?<=\\n)|(?<=\\t)|(?<=\\r))(?:" + own + rb")(?![A-Za-z0-9])")
+    before = rb"(?P<before>(?<![A-Za-z0-9])|" + _ESCAPED + rb")"
+    return re.compile(rb"(?=" + own + rb")" + before + rb"(?:" + own + rb")(?![A-Za-z0-9])")  # looking first is fast
 
 
 def scrub(folder: Path, user: str) -> Iterator[tuple[Path, int]]:
@@ -78,6 +94,21 @@ def holds(path: Path, wanted: re.Pattern[bytes]) -> bool:
                 if wanted.search(content):
                     return True
     return False
+
+
+def packed(path: Path) -> Iterator[bytes]:
+    """The texts that lie compressed in a gzip, zstd or Parquet file; as far as it can be read."""
+    with path.open("rb") as handle:
+        start = handle.read(4)
+    if start == b"PAR1":
+        with contextlib.suppress(pa.ArrowException, OSError):
+            for batch in pq.ParquetFile(path).iter_batches():
+                frame = pl.DataFrame(batch)
+                for name in frame.select(pl.selectors.binary()).columns:
+                    yield b"\n".join(frame[name].drop_nulls())
+                yield frame.select(~pl.selectors.binary()).write_ndjson().encode()
+    elif start.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+        yield decode(path.read_bytes(), _MAX_PACKED).text
 
 
 def _scrub_database(path: Path, wanted: re.Pattern[bytes]) -> int:

@@ -41,7 +41,7 @@ from recsys_assets.trust.assets import no_erased_user
 from recsys_assets.trust.erasure import Receipt, erase, finish, scan, unfinished
 from recsys_assets.trust.plan import plan
 from recsys_assets.trust.replay import replay
-from recsys_assets.trust.scrub import scrub
+from recsys_assets.trust.scrub import pattern, scrub
 from recsys_assets_tests.graph import DAYS, INGEST, fill, make_home, run, snapshot
 
 PLANTED = 'Zoë "Quux"/\\pläd 😀-7731'
@@ -318,6 +318,45 @@ def test_every_table_of_users_and_its_exports(tmp_path: Path) -> None:
     assert {each["what"] for each in receipt.content["touched"]} == {"audience", "user_features", "users"}
 
 
+def test_what_a_run_made_of_a_removed_training_set_goes_too(tmp_path: Path) -> None:
+    """A training that was under way ends after the erasure, and the next one goes on from its model."""
+    pipeline = make_home(tmp_path)
+
+    def publish(asset: str, day: str, version: str, parent: str | None = None) -> None:
+        info = {"inputs": {"training_set": f"set of {day}"}, "parent": parent and {"day": DAYS[0], "version": parent}}
+        with pipeline.artifacts.publish(asset, day, version, info) as folder:
+            if asset == "training_set":
+                users = ["31", "32"] if day == DAYS[0] else ["32"]
+                pl.DataFrame({"user_id": users}).write_parquet(folder / "users.parquet")
+
+    for day in DAYS[:2]:
+        publish("training_set", day, f"set of {day}")
+        publish("als_model", day, "before")
+    (receipt,) = erase(pipeline, "31", False, lambda *_: None, lambda _: None)
+    assert receipt.removed_sets() == {("training_set", DAYS[0], f"set of {DAYS[0]}")}
+    assert list(scan(pipeline)) == []
+    publish("als_model", DAYS[0], "under way")
+    publish("als_model", DAYS[1], "went on", "under way")
+    assert [(trace.what, trace.which) for trace in scan(pipeline)] == [
+        ("als_model", f"{DAYS[0]}/under way"),
+        ("als_model", f"{DAYS[1]}/went on"),
+    ]
+    forget(pipeline, None)
+    assert list(scan(pipeline)) == []
+    assert [pipeline.artifacts.versions("als_model", day) for day in DAYS[:2]] == [[], ["before"]]
+
+
+def test_a_day_that_cannot_be_cleaned_again_is_in_the_receipt(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    rows = pl.DataFrame({"user_id": ["31", "32"], "excerpt": [None, None], "detail": [None, None]})
+    pipeline.tables.publish_frame("interactions", DAYS[0], rows.cast(pl.String), {"version": "v"})
+    (receipt,) = erase(pipeline, "31", False, lambda *_: None, lambda _: None)
+    ((asset, day, why),) = [tuple(each.values()) for each in receipt.content["removed"]]
+    assert (asset, day) == ("interactions", DAYS[0])
+    assert "materialize them again" in why
+    assert pipeline.tables.days("interactions") == []
+
+
 def test_rows_of_a_database_are_cut_on_the_way_in(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "shop.db") as database:
         database.execute("CREATE TABLE people (nr INTEGER PRIMARY KEY, login TEXT, age INTEGER)")
@@ -459,6 +498,29 @@ def test_an_object_that_came_after_the_erasure_is_cut_too(tmp_path: Path) -> Non
     assert finished
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "KeyError: 'zoé/77'",
+        r'{"message": "{\"by\": \"zo\u00e9/77\"}"}',
+        r'{"by": "zo\u00E9\/77"}',
+        "logs/user%3Dzo%C3%A9/77/part.json",
+        "GET /?q=%22zo%c3%a9%2f77%22",
+        r"a line\nzoé/77\n",
+        r"\u0022zo\u00e9/77\u0022",
+        r"KeyError: 'zo\xe9/77' b'\x22zo\xc3\xa9/77'",
+        "\x1b[31mzoé/77\x1b[0m",
+        "\x1b[1;31mzoé/77",
+        "&quot;zoé/77&quot;",
+    ],
+)
+def test_an_id_is_found_however_it_is_written_and_none_that_is_longer(text: str) -> None:
+    found = pattern("zoé/77")
+    assert found.search(text.encode())
+    for longer in ("azoé/77", "zoé/778", "zoé/7", "2zo\\u00e9/77"):
+        assert not found.search(longer.encode())
+
+
 def test_an_id_that_lies_in_two_pages_of_a_database(tmp_path: Path) -> None:
     """A long text is spread over pages: in some of these databases the id itself is cut in two."""
     user, places = "zoe-7777-abcdefgh", range(1_720, 1_750, 4)
@@ -490,6 +552,26 @@ def test_a_database_that_is_being_read_is_not_called_clean(tmp_path: Path, monke
                 list(scrub(tmp_path, "zoe-77"))
         assert len(list(scrub(tmp_path, "zoe-77"))) == 1
         assert not any(b"zoe-77" in path.read_bytes() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("user", ["zoe-77", "31"])
+def test_files_that_a_person_put_into_the_home_are_named(tmp_path: Path, user: str) -> None:
+    """Packed ones too. Of those with the same word in another place, nothing is said."""
+    pipeline, copies = make_home(tmp_path), tmp_path / "copies"
+    copies.mkdir()
+    lines = json.dumps({"user_id": user, "price": 1}).encode()
+    (copies / "export.json").write_bytes(lines)
+    (copies / "export.json.gz").write_bytes(gzip.compress(lines))
+    (copies / "export.json.zst").write_bytes(pa.compress(lines, codec="zstd", asbytes=True))
+    pl.DataFrame({"user_id": [user]}).write_parquet(copies / "lists.parquet")
+    pl.DataFrame({"content": [lines, None]}).write_parquet(copies / "raw.parquet")
+    expected = {path.relative_to(tmp_path).as_posix() for path in copies.iterdir()}
+    pl.DataFrame({"user_id": [f"{user}9"], "price": [31]}).write_parquet(copies / "others.parquet")
+    (copies / "damaged.parquet").write_bytes(b"PAR1" + bytes(99))
+    (copies / "damaged.gz").write_bytes(gzip.compress(b"x")[:9] + bytes(99))
+    receipts = erase(pipeline, user, False, lambda *_: None, lambda _: None)
+    finish(pipeline, user, receipts, lambda _: None)
+    assert {each["file"] for each in receipts[0].content["left"]} == expected
 
 
 def test_nobody_to_erase(tmp_path: Path) -> None:
