@@ -11,6 +11,7 @@ import filelock
 from recsys_assets.evaluation.metrics import Interval
 from recsys_assets.settings import PromotionSettings
 from recsys_assets.storage import files
+from recsys_assets.storage.artifacts import ArtifactError
 
 GATE_LEVEL = 0.9
 PROMOTED, ROLLED_BACK = "promoted", "rolled back"
@@ -151,12 +152,22 @@ class Champion:
         return moves[-1] if moves else None
 
     def timeline(self) -> list[dict[str, Any]]:
-        """Every move of the pointer, oldest first; `event` is 'promoted' or 'rolled back'."""
+        """Every move of the pointer, oldest first; `event` is 'promoted' or 'rolled back'.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
         if not self.path.exists():
             return []
-        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        # Before there was a timeline the file held the champion alone.
-        moves: list[dict[str, Any]] = found.get("timeline", [{**found, "event": PROMOTED}])
+        try:
+            found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            # Before there was a timeline the file held the champion alone.
+            moves: list[dict[str, Any]] = found.get("timeline", [{**found, "event": PROMOTED}])
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ArtifactError(
+                f"{self.path} is damaged: bring it back from a copy. Or delete it: then there is no champion until a "
+                "model passes the gate as the first one"
+            ) from error
         return moves
 
     def standing(self) -> list[dict[str, Any]]:

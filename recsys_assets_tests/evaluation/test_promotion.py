@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recsys_assets.evaluation.metrics import Interval
 from recsys_assets.evaluation.promotion import Champion, Evidence, decide
 from recsys_assets.settings import PromotionSettings
+from recsys_assets.storage.artifacts import ArtifactError
 
 RULES = PromotionSettings(tolerance=0.02, min_coverage=0.1)
 BETTER = Interval(0.1, 0.05, 0.15)
@@ -182,6 +183,16 @@ def test_a_pointer_without_a_timeline_is_its_own_first_move(tmp_path: Path) -> N
     champion.path.write_text(json.dumps({"day": "2025-11-01", "version": "a", "reason": "r", "since": "s"}))
     champion.move("2025-11-02", "b", "better")
     assert [move["version"] for move in champion.timeline()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", ["", '{"timeline": [', "[]", "null"])
+def test_a_damaged_pointer_is_said_and_not_taken_for_none(tmp_path: Path, content: str) -> None:
+    champion = Champion(tmp_path)
+    champion.path.write_text(content)
+    for ask in (champion.read, champion.standing, lambda: champion.move("2025-11-02", "b", "better")):
+        with pytest.raises(ArtifactError, match=r"champion\.json is damaged: bring it back from a copy"):
+            ask()
+    assert champion.path.read_text() == content
 
 
 @given(st.lists(st.tuples(st.sampled_from(["promoted", "rolled back"]), st.sampled_from("abcd")), max_size=12))
