@@ -155,6 +155,18 @@ def test_events_whose_object_is_gone_are_said(trained_home: Pipeline, tmp_path: 
     assert found.notes[1].startswith(f"interactions of {of_day[0].day} have been made again since")
 
 
+def test_other_scores_and_a_shorter_window_are_told(trained_home: Pipeline, tmp_path: Path) -> None:
+    home, wanted = copy_home(trained_home, tmp_path / "home"), row(trained_home, 0)
+    lists, info = home.tables.read("recommendations", DAY), home.tables.info("recommendations", DAY) or {}
+    home.tables.publish_frame("recommendations", DAY, lists.with_columns(score=pl.col("score") + 0.01), info)
+    manifest = home.artifacts.need("training_set", DAY).path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"window_days": 365', '"window_days": 3'))
+    found = explain(home, str(wanted["user_id"]), str(wanted["item_id"]))
+    assert found.notes[0].startswith(f"made again under today's settings: rank {wanted['rank']}, score ")
+    assert found.window == (DAYS[4], DAY)
+    assert f"from {DAYS[4]} to {DAY}" in found.training[0]
+
+
 def test_the_verb(trained_home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_HOME", "")
     wanted = row(trained_home, 3)
@@ -165,7 +177,7 @@ def test_the_verb(trained_home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> No
         str(wanted["model_version"]),
         str(wanted["data_version"]),
         "etag ",
-        "learned from scratch on",
+        f"learned from scratch on {TRAINED[0]}, updates since: 1",
         "logs/2025",
     ):
         assert part in done.output

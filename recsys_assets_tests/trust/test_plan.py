@@ -138,6 +138,18 @@ def test_late_and_changed_objects(known: Known) -> None:
     assert f"training_set      {DAYS[5]}: interactions of {DAYS[2]} to {DAYS[5]} (2 days)" in text
 
 
+def test_days_that_a_backfill_does_better_are_said(known: Known) -> None:
+    """As the sensor leaves them alone."""
+    pipeline, instance = known
+    few = changed(pipeline, ingest={"max_requests_per_tick": 1, "window_days": 1}, **QUICK)
+    for n in range(10, 20):
+        few.bucket.put(f"logs/2025/11/{n}/a.json", b"[]")
+    found = plan(few, instance)
+    assert found.requests == []
+    assert asked(few, instance) == set()
+    assert any("recsys run ingest --from 2025-11-10 --to 2025-11-19" in note for note in found.notes)
+
+
 def test_days_that_wait_are_said(known: Known) -> None:
     pipeline, instance = known
     patient = changed(pipeline, ingest={"quiet_minutes": 60, "window_days": 3660}, **QUICK)
@@ -164,6 +176,10 @@ def test_a_changed_setting_outdates_what_depends_on_it(known: Known, section: di
     found = plan(changed(pipeline, **{**QUICK, **section}), instance)
     assert found.requests == []
     assert found.outdated[0].asset == first
+    # The champion's day, built again, may change the lists of every day.
+    may = {(asset, day) for asset in ("recommendations", "similar_items") for day in TRAINED}
+    rebuilt = {"als", "evaluation"} & {*section}
+    assert {(each.asset, each.day) for each in found.outdated if not each.certain} == (may if rebuilt else set())
     assert all(each.why for each in found.outdated)
 
 
