@@ -15,9 +15,7 @@ import re
 import stat
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,28 +134,62 @@ def fetch(
         max_size: an object listed with more bytes is yielded with none of them, and not fetched.
         on_progress: called in the consumer's thread with (objects, bytes) yielded so far, after each.
     """
-    waiting: deque[tuple[LogObject, Future[tuple[LogObject, bytes] | None]]] = deque()
-    source = iter(objects)
-    ahead = done = done_bytes = 0
-    following = next(source, None)
-    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="fetch")
+    listed = list(objects)
+    # Threads that take one after the other: a future for each object costs a fifth of the CPU that its GET does.
+    lock = threading.Lock()
+    come, room = threading.Condition(lock), threading.Condition(lock)  # the next result; a place for one more
+    results: dict[int, tuple[LogObject, bytes] | BaseException | None] = {}  # by position in `listed`
+    taken = given = ahead = 0
+
+    def may_take() -> bool:
+        waiting = taken - given
+        return waiting == 0 or (
+            waiting < _WAITING * in_flight and ahead + _to_fetch(listed[taken], max_size) <= _BYTES_AHEAD
+        )
+
+    def work() -> None:
+        nonlocal taken, ahead
+        while True:
+            with lock:
+                while taken < len(listed) and not may_take():
+                    room.wait()
+                if taken == len(listed):
+                    room.notify()  # the next one is to see it too
+                    return
+                number, obj = taken, listed[taken]
+                taken += 1
+                ahead += _to_fetch(obj, max_size)
+                room.notify()  # there may be more places, and one notice came
+            result: tuple[LogObject, bytes] | BaseException | None
+            try:
+                result = _get_current(bucket, obj, max_size)
+            except BaseException as error:
+                result = error
+            with lock:
+                results[number] = result
+                if number == given:
+                    come.notify()
+            del result  # it would keep the bytes alive
+
+    threads = [threading.Thread(target=work, name="fetch", daemon=True) for _ in range(min(in_flight, len(listed)))]
     try:
-        while following is not None or waiting:
-            while following is not None and (
-                not waiting
-                or (len(waiting) < _WAITING * in_flight and ahead + _to_fetch(following, max_size) <= _BYTES_AHEAD)
-            ):
-                waiting.append((following, pool.submit(_get_current, bucket, following, max_size)))
-                ahead += _to_fetch(following, max_size)
-                following = next(source, None)
-            listed, future = waiting.popleft()
-            result = future.result()
-            del future  # it would keep the bytes alive
-            ahead -= _to_fetch(listed, max_size)
+        for thread in threads:
+            thread.start()
+        done = done_bytes = 0
+        for number, obj in enumerate(listed):
+            with lock:
+                while number not in results:
+                    come.wait()
+                result = results.pop(number)
+                given += 1
+                ahead -= _to_fetch(obj, max_size)
+                room.notify()
+            if isinstance(result, BaseException):
+                raise result
             if result is None:
-                _log.warning("%s: %r was deleted after it was listed", bucket.url, listed.key)
+                _log.warning("%s: %r was deleted after it was listed", bucket.url, obj.key)
                 if on_gone is not None:
-                    on_gone(listed)
+                    on_gone(obj)
                 continue
             done += 1
             done_bytes += len(result[1])
@@ -166,7 +198,12 @@ def fetch(
             if on_progress is not None:
                 on_progress(done, done_bytes)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        with lock:
+            taken = len(listed)
+            room.notify_all()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
 
 def _to_fetch(obj: LogObject, max_size: int | None) -> int:
