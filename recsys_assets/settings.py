@@ -316,8 +316,9 @@ class SequenceSettings(_Section):
 class RankerSettings(_Section):
     """A network that ranks the members' candidates by recency, rhythm, category, price and popularity."""
 
-    learn_days: int = Field(84, ge=1, description="days before the validation days from which ranking is learned")
-    learn_lists: int = Field(30_000, ge=0, description="users' days looked at, at most; 0: no ranker")
+    learn_days: int = Field(140, ge=1, description="days before the validation days from which ranking is learned")
+    learn_lists: int = Field(45_000, ge=0, description="users' days looked at, at most; 0: no ranker")
+    bins: int = Field(6, ge=0, description="of each number, between its quantiles; 0: the number alone")
     hidden: list[int] = Field([128, 48], min_length=1, description="widths of the network's layers")
     learning_rate: float = Field(2e-3, gt=0)
     epochs: int = Field(4, ge=1)

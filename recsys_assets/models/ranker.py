@@ -87,7 +87,7 @@ class Ranker:
         together = listnet.Lists(*(np.concatenate(values) for values in zip(*parts, strict=True)))
         del lessons, parts
         batch = int(np.clip(lists // _STEPS, *_BATCH_LISTS))
-        recipe = listnet.Recipe(tuple(own.hidden), own.learning_rate, own.epochs, batch, own.dropout)
+        recipe = listnet.Recipe(tuple(own.hidden), own.learning_rate, own.epochs, batch, own.dropout, own.bins)
         network = listnet.learn(together, recipe, settings.training.seed, lambda message: log(f"ranker: {message}"))
         log(f"ranker: learned from {lists} lists")
         return cls(network, shelf_of(data))
