@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import filelock
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from recsys_assets.alive import ended, fail_dead_runs
@@ -32,9 +33,11 @@ def dagster_home(home: Path) -> Path:
 
 def open_instance(pipeline: Pipeline) -> dg.DagsterInstance:
     """The persistent instance of a home, in which no run seems to be at work whose process is gone."""
-    os.environ["DAGSTER_HOME"] = str(dagster_home(pipeline.settings.home))
+    folder = dagster_home(pipeline.settings.home)
+    os.environ["DAGSTER_HOME"] = str(folder)
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", str(BATCH_SIZE))  # for what this process starts too (the UI)
-    instance = dg.DagsterInstance.get()
+    with filelock.FileLock(folder / "opening.lock"):  # of two that make its databases at once one would fail
+        instance = dg.DagsterInstance.get()
     fail_dead_runs(instance, pipeline.settings.home)
     return instance
 

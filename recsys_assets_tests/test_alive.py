@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import dagster as dg
+import filelock
 import pytest
 
 from recsys_assets.alive import at_work, fail_dead_runs
@@ -68,3 +69,20 @@ def test_the_sensor_looks_and_leaves_the_living_alone(tmp_path: Path, instance: 
         unknown: "STARTED",
     }
     assert [path.stem for path in (tmp_path / "dagster/alive").iterdir()] == [living]
+
+
+def test_one_command_at_a_time_makes_the_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that began at once on a new home one ended with "UNIQUE constraint failed: alembic_version"."""
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    usual, locked = dg.DagsterInstance.get, []
+
+    def get() -> dg.DagsterInstance:
+        try:
+            filelock.FileLock(tmp_path / "dagster" / "opening.lock").acquire(blocking=False)
+        except filelock.Timeout:
+            locked.append(True)
+        return usual()
+
+    monkeypatch.setattr(dg.DagsterInstance, "get", staticmethod(get))
+    open_instance(make_home(tmp_path)).dispose()
+    assert locked == [True]

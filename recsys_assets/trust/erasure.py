@@ -162,6 +162,8 @@ def finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: C
                 receipt.note("left", {"file": path.relative_to(home).as_posix(), "why": "not ours to change"})
                 say(f"LEFT     {path.relative_to(home).as_posix()} holds the id; it is not the pipeline's to change")
         receipt.save(logs_searched=True)
+        if not any(receipt.content[section] for section in ("touched", "removed", "source", "left")):
+            say("nothing of this user was found: is the id written as in `interactions`? It is kept out from now on")
     for receipt in receipts:
         refused = any(entry["what"].startswith(REFUSED) for entry in receipt.content["source"])
         receipt.save(finished=_now() if receipt.content["logs_searched"] and not refused else None)

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import zipfile
@@ -576,6 +577,10 @@ def test_files_that_a_person_put_into_the_home_are_named(tmp_path: Path, user: s
 
 def test_nobody_to_erase(tmp_path: Path) -> None:
     pipeline = make_home(tmp_path)
+    said: list[str] = []
+    finish(pipeline, "31.0", erase(pipeline, "31.0", False, lambda *_: None, said.append), said.append)
+    assert [line.split(":")[0] for line in said] == ["nothing of this user was found"]
+    shutil.rmtree(pipeline.tombstones.folder)
     with pytest.raises(InputError, match="give --user"):
         erase(pipeline, None, False, lambda *_: None, lambda _: None)
     with pytest.raises(InputError, match="empty"):
