@@ -2,17 +2,23 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 import pytest
 
+from recsys_assets.evaluation.evaluate import gather_evidence, lineage, next_day_task, sources, unsound
+from recsys_assets.evaluation.measure import ndcg_per_user
+from recsys_assets.evaluation.metrics import Interval, paired_bootstrap
+from recsys_assets.evaluation.promotion import ROLLED_BACK
+from recsys_assets.evaluation.tasks import Task
 from recsys_assets.models import MEMBERS
+from recsys_assets.models.hybrid import HybridModel, Recommendations
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage.artifacts import Artifact, link_tree, load_state, save_state
 from recsys_assets.training import members
-from recsys_assets.training.blend import load_measured
+from recsys_assets.training.blend import load_hybrid, load_measured
 from recsys_assets.training.events import TrainingSet
 from recsys_assets.training.schedules import FULL_REFIT
 from recsys_assets_tests.graph import DAYS, TRAIN, TRAINED, Ran, changed, copy_home, fill, make_home, run
@@ -273,3 +279,90 @@ def test_the_days_since_the_champion_are_compared_together(home: Pipeline) -> No
     assert row["pooled_days"] == 2
     assert row["over_champion_pooled_low"] < row["over_champion_pooled"] < row["over_champion_pooled_high"]
     assert row["over_champion_pooled"] != row["over_champion"]
+
+
+def ndcg_of(model: HybridModel, task: Task) -> np.ndarray:
+    barred = (task.forbidden_rows, task.forbidden_items)
+    return ndcg_per_user(model.recommend(task.history, task.at_ms, 20, forbidden=barred).items, task)
+
+
+def test_both_are_measured_on_the_same_users_from_the_same_histories(home: Pipeline) -> None:
+    """The figures of the gate again, by hand."""
+    dethrone(home)
+    found = sources(home, SECOND)
+    task = next_day_task(found, home)
+    assert (task.history.timestamp < found.start_ms).all()
+    own = ndcg_of(load_measured(home, found.hybrid), task)
+    theirs = ndcg_of(load_hybrid(home.artifacts.need("hybrid_model", FIRST))[0], task)
+    evidence = gather_evidence(home, found)
+    assert (evidence.users, evidence.ndcg, evidence.champion_ndcg) == (len(task), own.mean(), theirs.mean())
+    samples, seed = home.settings.evaluation.bootstrap_samples, home.settings.training.seed
+    assert evidence.over_champion == paired_bootstrap(own - theirs, samples, seed, 0.9)
+    assert (evidence.pooled_days, evidence.over_champion_pooled) == (1, None), "the champion's own day it has seen"
+
+
+def test_a_champion_is_not_better_for_having_seen_its_own_day(trained_home: Pipeline) -> None:
+    evidence = gather_evidence(trained_home, sources(trained_home, SECOND))
+    assert evidence.champion_day == SECOND
+    assert evidence.over_champion == Interval(0.0, 0.0, 0.0), "both as they were before it"
+
+
+def test_a_day_older_than_a_champion_that_was_rolled_back(home: Pipeline) -> None:
+    before = champion(home)
+    home.champion.move(DAYS[7], "bad", "for the test")
+    home.champion.move(SECOND, before["version"], "it was bad", ROLLED_BACK)
+    evidence = gather_evidence(home, sources(home, SECOND))
+    assert (evidence.champion_day, evidence.newest_champion_day) == (SECOND, DAYS[7])
+
+
+def test_what_was_refused_for_a_newer_champion_is_not_compared_again(home: Pipeline) -> None:
+    home.tables.path("promotion", FIRST).unlink()
+    assert not run(home, ["promotion"], [FIRST]).metadata("promotion", FIRST)["promoted"]
+    home.champion.move(DAYS[7], "newer", "for the test")
+    before = home.tables.path("promotion", FIRST).read_bytes()
+    assert run(home, ["promotion"], [FIRST]).metadata("promotion", FIRST)["unchanged"]
+    assert home.tables.path("promotion", FIRST).read_bytes() == before
+
+
+def test_only_states_of_one_model_are_pooled(home: Pipeline) -> None:
+    """The day before counts if this day's members were updated from its members, and these are still there."""
+    second, first = (home.artifacts.need("hybrid_model", day) for day in (SECOND, FIRST))
+
+    def days(oldest: str = DAYS[0]) -> list[str]:
+        return [each.info["day"] for each in lineage(home, second, oldest)]
+
+    assert days() == days(FIRST) == [FIRST]
+    assert days(SECOND) == []
+    removed = home.artifacts.need("popularity_model", FIRST).path
+    removed.rename(removed.with_name(".aside"))
+    assert days() == []
+    removed.with_name(".aside").rename(removed)
+    members = {**first.info["inputs"]["members"], "als": "another"}
+    with home.artifacts.publish("als_model", FIRST, "another", home.artifacts.need("als_model", FIRST).info):
+        pass
+    with home.artifacts.publish("hybrid_model", FIRST, "again", {**first.info, "inputs": {"members": members}}):
+        pass
+    assert days() == []
+
+
+class Nothing:
+    """A hybrid of no members."""
+
+    members: ClassVar[dict[str, Any]] = {}
+
+
+@pytest.mark.parametrize(
+    ("items", "score", "problems"),
+    [
+        ([[1, 2, -1, -1], [2, 1, 0, -1]], 1.0, []),
+        ([[1, 2, 1, -1], [2, 1, 0, -1]], 1.0, ["lists that show an item twice"]),
+        ([[-1, -1, -1, -1], [2, 1, 0, -1]], 1.0, ["empty lists for 1 of 2 users"]),
+        ([[1, 2, -1, -1], [2, 1, 0, -1]], np.inf, ["scores that are not finite"]),
+        ([[1, 1, -1, -1], [-1, -1, -1, -1]], np.nan, ["scores", "lists that show", "empty lists for 1"]),
+    ],
+)
+def test_what_is_wrong_with_lists(items: list[list[int]], score: float, problems: list[str]) -> None:
+    shown = Recommendations(np.array(items, np.int32), np.full((2, 4), score, np.float32))
+    found = unsound(Nothing(), shown)  # type: ignore[arg-type]
+    assert len(found) == len(problems)
+    assert all(said.startswith(start) for said, start in zip(found, problems, strict=True))

@@ -138,6 +138,16 @@ def test_late_and_changed_objects(known: Known) -> None:
     assert f"training_set      {DAYS[5]}: interactions of {DAYS[2]} to {DAYS[5]} (2 days)" in text
 
 
+def test_a_member_that_was_made_again_outdates_its_hybrid(known: Known) -> None:
+    pipeline, instance = known
+    good = pipeline.artifacts.need("als_model", TRAINED[0])
+    with pipeline.artifacts.publish("als_model", TRAINED[0], "another", good.info) as folder:
+        link_tree(good.path / "final", folder / "final")
+    found = {(each.asset, each.day): each.why for each in plan(pipeline, instance).outdated}
+    assert found["hybrid_model", TRAINED[0]] == "als_model of its day"
+    assert {day for _, day in found} == {TRAINED[0]}
+
+
 def test_days_that_a_backfill_does_better_are_said(known: Known) -> None:
     """As the sensor leaves them alone."""
     pipeline, instance = known
