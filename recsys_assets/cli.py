@@ -1,5 +1,6 @@
 """The `recsys` command: thin verbs over the code the graph runs."""
 
+import gc
 import os
 import shutil
 import sys
@@ -491,6 +492,7 @@ def entry() -> None:
     interpreter takes itself apart, below the demo's last lines. Everything is written and closed by then.
     """
     code: Any = 0
+    gc.set_threshold(100_000)  # what imports make stays: a tenth of a short command's time went into looking through it
     try:
         main()
     except SystemExit as end:
