@@ -39,6 +39,7 @@ from recsys_assets.ingest.decode import raw_batches
 from recsys_assets.ingest.validate import CleanResult, clean
 from recsys_assets.settings import Settings
 from recsys_assets.storage.bucket import LogObject
+from recsys_assets.storage.tables import write_frame
 
 DAY = "2025-12-01"
 START_MS = 1_764_547_200_000
@@ -170,8 +171,7 @@ def ours(folder: Path, target: Path) -> CleanResult:
     raw = raw_batches(contents, settings.bucket.max_object_mb * 2**20)
     with duckdb.connect() as connection:
         result = clean(connection, raw, DAY, settings)
-    rows = pl.concat([result.interactions, result.rejected], how="diagonal")
-    rows.write_parquet(target, compression="zstd")
+    write_frame(target, result.rows(), {})
     return result
 
 

@@ -524,8 +524,7 @@ def clean_day(
         together = together or _Together(connection, pipeline, [])
         result = rules(together.clean(day, raw, raw_version(raw_info)))
         info = info_of(result)
-        frame = pl.concat([result.interactions, result.rejected], how="diagonal")
-        pipeline.tables.publish_frame("interactions", day, frame, info)
+        pipeline.tables.publish_frame("interactions", day, result.rows(), info)
     return Cleaned(info, True, kept_before)
 
 

@@ -74,6 +74,7 @@ _TEXT_AT_ONCE = 5 << 25  # bytes of objects cleaned together: a larger day is cl
 _CUT_AT_ONCE = 1 << 27  # bytes of records that were cut out of damaged objects and objects of lines
 _DECODERS = 2  # threads, of what is one core's work each
 _FRONTS = np.array([2**64 - 256 ** (8 - length) for length in range(9)], np.uint64)  # the first bytes of a number
+_NUMBERED = 1 << 16  # texts turned into numbers together: what stays in a processor's cache
 _SPILL_GROUP = 1 << 14  # rows that are read back together
 _SPILL_RANGE = 1 << 20
 
@@ -150,6 +151,14 @@ class CleanResult:
     users: int
     items: int
     by_key: pl.DataFrame
+
+    def rows(self) -> pl.DataFrame:
+        """Interactions and rejected, one below the other, with the columns of both: what a partition holds."""
+        if len(self.rejected):
+            return pl.concat([self.interactions, self.rejected], how="diagonal")
+        others = REJECTED_SCHEMA.keys() - self.interactions.columns
+        nulls = [pl.lit(None, kind).alias(name) for name, kind in REJECTED_SCHEMA.items() if name in others]
+        return self.interactions.with_columns(nulls)  # which take no memory
 
 
 def clean(connection: duckdb.DuckDBPyConnection, raw: Raw, day: str, settings: Settings) -> CleanResult:
@@ -455,9 +464,13 @@ def _result(
     settings: Settings,
 ) -> CleanResult:
     """The result of judged records. `records_in`: of each object; None: just these."""
-    names, events = sorted(settings.actions), events.rechunk()
+    names = sorted(settings.actions)
     start_ms, end_ms = _bounds_ms(day, settings.calendar.time_zone)
-    order, again, users, items = _deduplicated(events)
+    with ThreadPoolExecutor(1) as pool:  # beside the ranking, which takes one core
+        joined, items = pool.submit(events.rechunk), pool.submit(events["item_id"].n_unique)
+        user = _ranks(events["user_id"])
+        users, events = int(user.max(initial=-1)) + 1, joined.result()
+        order, again = _deduplicated(events, user)
 
     def per_object(numbers: pl.Series) -> NDArray[np.int64]:
         return np.bincount(numbers.to_numpy(), minlength=len(keys))
@@ -488,7 +501,7 @@ def _result(
         off_day=int(interactions["off_day"].sum()),
         actions={action: per_action[names.index(action)] for action in settings.actions},
         users=users,
-        items=items,
+        items=items.result(),
         by_key=by_key,
     )
 
@@ -532,25 +545,25 @@ def _bounds_ms(day: str, time_zone: str) -> tuple[int, int]:
     return start, end
 
 
-def _deduplicated(events: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
-    """Rows to keep, in the order of (user_id, timestamp, item_id, action); rows that repeat one; distinct users, items.
+def _deduplicated(events: pl.DataFrame, user: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to keep, in the order of (user_id, timestamp, item_id, action); rows that repeat one. `user`: its ranks.
 
     Sorting one integer is far faster than sorting by all columns, and faster still if it holds its row. It leaves few
     rows that share a user and a moment (or many in a small day): only these are sorted by all.
     """
-    with ThreadPoolExecutor(1) as pool:
-        items = pool.submit(events["item_id"].n_unique)
-        user = _ranks(events["user_id"])
     action, ms, place, record = (events[name].to_numpy() for name in ("action", "ms", "object", "record"))
     since = ms - ms.min(initial=_LATEST_GUESS_MS)
     row_bits, user_bits, ms_bits = (
         int(top).bit_length() for top in (len(ms), user.max(initial=0), since.max(initial=0))
     )
-    ms_bits = min(ms_bits, 63 - row_bits - user_bits)  # of a large day or a long one the last milliseconds do not fit
-    coarse = (user << ms_bits) | (since >> (int(since.max(initial=0)).bit_length() - ms_bits))
-    ordered = pl.Series((coarse << row_bits) | np.arange(len(ms))).sort().to_numpy()
-    order = ordered & ((1 << row_bits) - 1)
-    coarse = ordered >> row_bits
+    cut = max(row_bits + user_bits + ms_bits - 63, 0)  # of a large day, or a long one, the last bits of ms do not fit
+    keys = user << (ms_bits - cut)  # then in place: new memory costs as much as the arithmetic
+    keys |= since >> cut
+    keys <<= row_bits
+    keys |= np.arange(len(ms))
+    coarse = pl.Series(keys).sort().to_numpy()
+    order = coarse & ((1 << row_bits) - 1)
+    coarse = coarse >> row_bits
     follows = np.flatnonzero(np.diff(coarse) == 0) + 1  # places in the order, equal to the one before
     tied = np.union1d(follows, follows - 1)
     rows = order[tied]
@@ -560,32 +573,36 @@ def _deduplicated(events: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.i
     identity = np.stack([item, ms[rows], action[rows]])[:, by_all]
     second = np.searchsorted(tied, follows)  # of `tied`, where the one before it is its neighbour
     repeats = follows[(identity[:, second] == identity[:, second - 1]).all(0)]
-    return np.delete(order, repeats), order[repeats], int(user.max(initial=-1)) + 1, items.result()
+    return np.delete(order, repeats), order[repeats]
 
 
 def _ranks(texts: pl.Series) -> NDArray[np.int64]:
     """The position of each text among the distinct ones in byte order: far cheaper to sort by than the text."""
-    array = pa.chunked_array([texts.to_arrow().cast(pa.large_binary())]).combine_chunks()
-    codes = _as_numbers(array).dictionary_encode()
+    numbers = _numbers(texts)
+    values = pa.chunked_array([texts.to_arrow()]).combine_chunks() if numbers is None else pa.array(numbers)
+    codes = values.dictionary_encode()
     order = pl.Series(codes.dictionary).arg_sort().to_numpy()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return rank[codes.indices.to_numpy()]
 
 
-def _as_numbers(texts: pa.LargeBinaryArray) -> pa.Array:
-    """The texts as numbers of the same order, which are cheaper to tell apart, where they begin alike and then differ
-    in eight bytes at most, as names do that end in a number; else as they are."""
-    edges = pc.min_max(texts).as_py()
-    alike = len(os.path.commonprefix([edges["min"] or b"", edges["max"] or b""]))  # noqa: RUF071 (no paths)
-    ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    lengths = np.diff(ends) - alike
-    text = bytes(memoryview(texts.buffers()[2] or b"")[: ends[-1]])
-    if lengths.max(initial=0) > 8 or b"\0" in text:
-        return texts
-    text += bytes(8)
-    words = np.ndarray(len(text) - 7, ">u8", text, strides=(1,))[ends[:-1] + alike]
-    return pa.array(words.astype(np.uint64) & _FRONTS[lengths])
+def _numbers(texts: pl.Series) -> NDArray[np.uint64] | None:
+    """Numbers of the same order, which are cheaper to tell apart. For texts that begin alike and differ in the eight
+    bytes behind at most, as names do that end in a number; None for others."""
+    edges = [str(text).encode() for text in (texts.min(), texts.max())]
+    alike = len(os.path.commonprefix(edges))  # noqa: RUF071 (no paths)
+    numbers = np.empty(len(texts), np.uint64)
+    for start in range(0, len(texts), _NUMBERED):
+        part = pa.chunked_array([texts[start : start + _NUMBERED].to_arrow()]).combine_chunks()
+        _, ends, text = part.cast(pa.large_string()).buffers()
+        places = np.frombuffer(ends, np.int64)[part.offset : part.offset + len(part) + 1]
+        lengths = np.diff(places) - alike
+        if lengths.max() > 8 or b"\0" in (held := text.to_pybytes()):
+            return None
+        words = np.ndarray(len(held) + 1, ">u8", held + bytes(8), strides=(1,))[places[:-1] + alike]
+        np.bitwise_and(words, _FRONTS[lengths], out=numbers[start : start + len(part)])
+    return numbers
 
 
 def _cut(

@@ -88,14 +88,16 @@ class Tables:
             write(temporary)
 
     def publish_frame(self, table: str, day: str, frame: "pl.DataFrame", info: dict[str, Any]) -> None:
-        import polars as pl
+        self.publish(table, day, lambda path: write_frame(path, frame, info))
 
-        def write(path: Path) -> None:
-            try:
-                frame.write_parquet(path, compression="zstd", metadata={_INFO_KEY: info_text(info)})
-            except pl.exceptions.ComputeError as error:  # of a full disk Polars may say "Invalid thrift" only
-                if shutil.disk_usage(path.parent).free >= _NEARLY_FULL:
-                    raise
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
-        self.publish(table, day, write)
+def write_frame(path: Path, frame: "pl.DataFrame", info: dict[str, Any]) -> None:
+    """Writes a partition's file. The same rows give the same bytes, whatever the number of threads."""
+    import polars as pl
+
+    try:  # level 1 takes a fifth less CPU than Polars' 3 and a fortieth more bytes; pyarrow, too, has it by default
+        frame.write_parquet(path, compression="zstd", compression_level=1, metadata={_INFO_KEY: info_text(info)})
+    except pl.exceptions.ComputeError as error:  # of a full disk Polars may say "Invalid thrift" only
+        if shutil.disk_usage(path.parent).free >= _NEARLY_FULL:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error

@@ -321,6 +321,38 @@ def test_duplicates_keep_the_first_by_key_and_record() -> None:
     assert (result.users, result.items, result.actions["VIEW"]) == (1, 2, 2)
 
 
+def test_moments_far_apart_are_sorted_to_the_millisecond() -> None:
+    """User, moment and row do not fit into one integer then: its last bits of the moment are those of others."""
+    rng = random.Random(4)
+    events = [(f"u{rng.randrange(4500)}", NOON - rng.choice([0, 2, 4, 800_000_000_000])) for _ in range(9000)]
+    result = cleaned(
+        {"a": f"[{','.join(record(user_id=json.dumps(user), timestamp=str(ms)) for user, ms in events)}]".encode()}
+    )
+    rows = result.interactions.select("user_id", pl.col("timestamp").dt.epoch("ms"), "record").rows()
+    first = {event: record for record, event in reversed(list(enumerate(events)))}
+    assert rows == [(*event, first[event]) for event in sorted(first)]
+    assert result.duplicates == len(events) - len(first)
+
+
+@pytest.mark.parametrize("letters", ["0123456789", "ab", "aé\0", "\0"])
+def test_users_are_ranked_by_their_bytes(letters: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "_NUMBERED", 16)
+    for seed in range(60):
+        rng = random.Random(seed)
+        front, most = rng.choice(["", "user_", "é"]), rng.choice([3, 8, 9, 12])
+        texts = [front + "".join(rng.choices(letters, k=rng.randrange(most + 1))) for _ in range(rng.randrange(50))]
+        distinct = sorted({text.encode() for text in texts})
+        ranks = validate._ranks(pl.Series(texts, dtype=pl.String()))
+        assert ranks.tolist() == [distinct.index(text.encode()) for text in texts]
+
+
+def test_a_partition_has_the_same_columns_with_and_without_rejections() -> None:
+    one, none = (cleaned({"a": f"[{record()}, {other}]".encode()}).rows() for other in ("5", record(price="1")))
+    assert one.schema == none.schema
+    assert none.select(one.columns[-3:]).null_count().row(0) == (1, 1, 1)
+    assert one["reason"].to_list() == [None, "not_an_object"]
+
+
 def test_order_of_rows_and_file_or_table_make_no_difference(tmp_path: Path) -> None:
     rng = random.Random(3)
     objects = {}
