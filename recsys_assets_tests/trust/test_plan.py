@@ -138,6 +138,13 @@ def test_late_and_changed_objects(known: Known) -> None:
     assert f"training_set      {DAYS[5]}: interactions of {DAYS[2]} to {DAYS[5]} (2 days)" in text
 
 
+def test_other_code_of_the_gate_outdates_its_figures(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, instance = known
+    monkeypatch.setattr("recsys_assets.evaluation.assets.CODE_VERSION", "another")
+    found = {(each.asset, each.day) for each in plan(pipeline, instance).outdated}
+    assert found == {(asset, day) for asset in ("evaluation", "promotion") for day in TRAINED}
+
+
 def test_a_member_that_was_made_again_outdates_its_hybrid(known: Known) -> None:
     pipeline, instance = known
     good = pipeline.artifacts.need("als_model", TRAINED[0])
