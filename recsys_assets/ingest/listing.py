@@ -2,6 +2,7 @@
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
@@ -57,7 +58,7 @@ class Survey:
         return {*self.folders, *self.undated}
 
 
-def survey(bucket: Bucket, settings: Settings) -> Survey:
+def survey(bucket: "Bucket | _Small", settings: Settings) -> Survey:
     """Lists the levels above the folders of days, and all that lies elsewhere below the prefix.
 
     Keys that are in no folder of a day (undated, an impossible date, beside the dated folders) belong to the day of
@@ -163,7 +164,10 @@ def days_of(
         ValueError: as for `survey`.
     """
     before = bucket.list_requests
-    known = surveyed or survey(bucket, settings)
+    source: Bucket | _Small = bucket
+    if surveyed is None and max_requests is None and len(days) > _LISTERS:
+        source = _small(bucket, settings.bucket.prefix) or bucket
+    known = surveyed or survey(source, settings)
     why_ignored = _ignorer(settings.bucket)
     found: dict[str, list[LogObject]] = {}
     ignored: Counter[str] = Counter()
@@ -176,9 +180,9 @@ def days_of(
                 break
             some = days[start : start + at_once]
             folders = [folder for day in some for folder in known.folders.get(day, ())]
-            walked = _by_parent(bucket, folders, pool)
+            walked = _by_parent(source, folders, pool)
             left = [folder for folder in folders if folder not in walked]
-            walked |= zip(left, pool.map(lambda folder: list(bucket.walk(folder)), left), strict=True)
+            walked |= zip(left, pool.map(lambda folder: list(source.walk(folder)), left), strict=True)
             here: dict[str, list[LogObject]] = {day: [] for day in some}
             for day in some:
                 for folder in known.folders.get(day, ()):
@@ -214,7 +218,41 @@ def fingerprint(objects: Iterable[LogObject]) -> str:
     return digest.hexdigest()
 
 
-def _by_parent(bucket: Bucket, folders: list[str], pool: ThreadPoolExecutor) -> dict[str, list[LogObject]]:
+class _Small:
+    """All that lies below a prefix, asked like the bucket itself."""
+
+    list_requests = 0
+
+    def __init__(self, objects: list[LogObject]) -> None:
+        self._objects = objects
+
+    def level(self, prefix: str) -> tuple[list[LogObject], list[str]]:
+        objects: list[LogObject] = []
+        prefixes: dict[str, None] = {}
+        for obj in self.walk(prefix):
+            end = obj.key.find("/", len(prefix))
+            if end < 0:
+                objects.append(obj)
+            else:
+                prefixes[obj.key[: end + 1]] = None
+        return objects, list(prefixes)
+
+    def walk(self, prefix: str) -> Iterator[LogObject]:
+        return (obj for obj in self._objects if obj.key.startswith(prefix))
+
+
+def _small(bucket: Bucket, prefix: str) -> _Small | None:
+    """All that lies below the prefix, if one answer can hold it; None if it cannot, or if not all of it can be read."""
+    try:
+        objects = list(itertools.islice(bucket.walk(prefix), _PAGE))
+    except BucketUnavailable:
+        raise
+    except BucketError:  # perhaps of a day that nobody asked for
+        return None
+    return _Small(objects) if len(objects) < _PAGE else None
+
+
+def _by_parent(bucket: Bucket | _Small, folders: list[str], pool: ThreadPoolExecutor) -> dict[str, list[LogObject]]:
     """Folder -> its objects, of those folders that a listing of the folder above answers with fewer round trips."""
     siblings: dict[str, list[str]] = defaultdict(list)
     for folder in folders:

@@ -2,6 +2,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -179,13 +180,26 @@ def test_a_month_that_is_asked_for_is_listed_at_once(any_bucket: BucketSettings)
     assert days_of(bucket, settings, days[:8], before).requests == 8, "so few are listed side by side"
 
 
+def test_a_small_bucket_is_listed_at_once(s3_bucket: BucketSettings) -> None:
+    settings = settings_of(s3_bucket)
+    bucket = open_bucket(settings.bucket, settings.home)
+    days = [f"2025-11-{day:02}" for day in range(1, 31)]
+    for day in days[:10]:
+        bucket.put(f"logs/{day.replace('-', '/')}/a.json", b"[]")
+    bucket.put("logs/undated.json", b"[]")
+    found = days_of(bucket, settings, [*days, today()])
+    assert found.requests == 1
+    assert found == replace(days_of(bucket, settings, [*days, today()], survey(bucket, settings)), requests=1)
+    assert days_of(bucket, settings, days[:8]).requests == 1 + 1 + 1 + 8, "of few days only their folders are opened"
+
+
 def test_a_month_of_large_days_is_not_listed_one_page_after_the_other() -> None:
     settings = settings_of(BucketSettings())
     days = [f"2025-11-{day:02}" for day in range(1, 31)]
     objects = [_object(f"logs/{day.replace('-', '/')}/{number:03}.json") for day in days for number in range(200)]
     pages = Pages(objects)
     assert [len(each) for each in days_of(pages, settings, days).days.values()] == [200] * 30  # type: ignore[arg-type]
-    assert pages.walked == {"logs/2025/11/": 1, **{f"logs/2025/11/{day[-2:]}/": 1 for day in days}}
+    assert pages.walked == {"logs/": 1, "logs/2025/11/": 1, **{f"logs/2025/11/{day[-2:]}/": 1 for day in days}}
 
 
 def test_has_any(any_bucket: BucketSettings) -> None:
@@ -352,7 +366,7 @@ def test_every_key_is_listed_for_its_day(listed: list[str], days: list[str], zon
     st.sets(st.integers(1, 30), min_size=5),
     st.sampled_from(["", "logs/"]),
     st.sampled_from(["%Y/%m/%d/", "%Y/%m/%d/%H/", "dt=%Y-%m-%d/", "%Y/%m%d/"]),
-    st.integers(1, 40),
+    st.integers(1, 150),
     st.integers(0, 3),
 )
 def test_a_listing_of_months_is_that_of_their_days(
@@ -377,5 +391,7 @@ def test_a_listing_of_months_is_that_of_their_days(
         patch.setattr(listing, "_PAGE", page)
         patch.setattr(listing, "_LISTERS", listers + 1)
         found = days_of(Keys(objects), settings, days)  # type: ignore[arg-type]
+        patch.setattr(listing, "_small", lambda *_: None)
+        assert days_of(Keys(objects), settings, days) == found  # type: ignore[arg-type]
         patch.setattr(listing, "_by_parent", lambda *_: {})
         assert days_of(Keys(objects), settings, days) == found  # type: ignore[arg-type]
