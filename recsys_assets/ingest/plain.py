@@ -205,7 +205,8 @@ def _typed(text: bytes, fields: dict[bytes, template.Values]) -> pl.DataFrame | 
             sure &= (raw[values.starts] != 0x20) & (raw[values.ends - 1] != 0x20)
         elif name in _TEXTS or name == "timestamp":
             digits = column.cast(pl.Int64(), strict=False)
-            if values.quoted or digits.null_count() or (raw[values.starts] < 0x31).any():  # -1, +1, 01 (and 0)
+            odd = (raw[values.starts] < 0x31) & ((raw[values.starts] != 0x30) | (values.ends - values.starts > 1))
+            if values.quoted or digits.null_count() or odd.any():  # -1, +1, 01
                 return None
             column = digits if name == "timestamp" else column
         elif name == "price":
