@@ -45,3 +45,19 @@ def test_many_rows_are_the_same_as_few() -> None:
     whole = listnet.forward(network, known.features)
     parts = [listnet.forward(network, part) for part in np.array_split(known.features, 7)]
     np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_bytes_on_one_thread_and_on_two() -> None:
+    import torch
+
+    known, recipe = lessons(), listnet.Recipe((8, 4), 1e-2, 2, 32, 0.1, bins=5)
+    threads, networks = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            networks.append(listnet.learn(known, recipe, 1, lambda _: None))
+    finally:
+        torch.set_num_threads(threads)
+    assert networks[0].keys() == networks[1].keys()
+    for name, values in networks[0].items():
+        assert values.tobytes() == networks[1][name].tobytes()
