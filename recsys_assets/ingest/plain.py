@@ -118,8 +118,8 @@ def _frames(batch: pa.RecordBatch, records: NDArray[np.int64]) -> Iterator[pl.Da
         rows = [row for row, _, _ in some]
         records[rows] = counts
         number = np.arange(len(frame)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return frame.with_columns(
-            pl.Series("object", np.repeat(rows, counts), pl.Int32()), pl.Series("record", number, pl.Int32())
+        return frame.hstack(
+            [pl.Series("object", np.repeat(rows, counts), pl.Int32()), pl.Series("record", number, pl.Int32())]
         )
 
     differ = left = 0
@@ -205,7 +205,8 @@ def _typed(text: bytes, fields: dict[bytes, template.Values]) -> pl.DataFrame | 
             sure &= (raw[values.starts] != 0x20) & (raw[values.ends - 1] != 0x20)
         elif name in _TEXTS or name == "timestamp":
             digits = column.cast(pl.Int64(), strict=False)
-            odd = (raw[values.starts] < 0x31) & ((raw[values.starts] != 0x30) | (values.ends - values.starts > 1))
+            first = raw[values.starts]
+            odd = (first < 0x31) & ((first != 0x30) | (values.ends - values.starts > 1))
             if values.quoted or digits.null_count() or odd.any():  # -1, +1, 01
                 return None
             column = digits if name == "timestamp" else column
@@ -216,9 +217,12 @@ def _typed(text: bytes, fields: dict[bytes, template.Values]) -> pl.DataFrame | 
         elif not values.quoted and (name == "action" or not column.str.contains(_SCALAR).all()):
             return None
         columns[name] = column
-    frame = pl.DataFrame({name: column for name, column in columns.items() if name in _SCHEMA})
-    absent = [pl.lit(None, kind).alias(name) for name, kind in _SCHEMA.items() if name not in columns]
-    return frame.with_columns(pl.Series("sure", sure), *absent).select(*_RECORDS)
+    columns["sure"] = pl.Series(sure)
+    return pl.DataFrame({name: columns[name] if name in columns else _absent(name, len(sure)) for name in _RECORDS})
+
+
+def _absent(name: str, count: int) -> pl.Series:
+    return pl.Series([None], dtype=_SCHEMA[name]).new_from_index(0, count)
 
 
 def _decoded(inner: list[memoryview], may_nest: bool = False) -> tuple[pl.DataFrame | None, list[int]]:

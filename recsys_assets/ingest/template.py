@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-PADDING = b" " * 16  # behind the text: words are read of which only the front counts
+PADDING = b" " * 32  # behind the text: words are read of which only the front counts
 
 _FIELD = re.compile(rb'((?:^\{| *,) *"([^"]+)" *: *(")?)(?(3)[^"]*"|[^" ,{}\[\]]+)')
 _CLOSE = re.compile(rb"( *\})(, *(?=\{))?")
@@ -125,19 +125,17 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _rows(text: bytes, places: NDArray[np.int64], piece: bytes) -> NDArray[np.void]:
-    """void[places]: the bytes there, of a piece and the _INLINE behind it. To look one byte up costs as much."""
-    size = len(piece) + _INLINE
-    return np.ndarray(len(text) - size + 1, f"V{size}", text, strides=(1,))[places]
+def _rows(text: bytes, places: NDArray[np.int64], piece: bytes) -> NDArray[np.uint64]:
+    """uint64[places, words]: the bytes there, of a piece and _INLINE behind it. To look one byte up costs as much."""
+    size = -(-(len(piece) + _INLINE) // 8) * 8
+    return np.ndarray(len(text) - size + 1, f"V{size}", text, strides=(1,))[places].view("<u8").reshape(-1, size // 8)
 
 
-def _stands(piece: bytes, rows: NDArray[np.void]) -> bool:
+def _stands(piece: bytes, rows: NDArray[np.uint64]) -> bool:
     """Whether every one of `_rows` starts with the piece."""
-    if not len(rows):
-        return True
     for start in range(0, len(piece), 8):
         part = piece[start : start + 8]
-        words = np.ndarray(len(rows), "<u8", rows, start, rows.itemsize)
+        words = rows[:, start // 8]
         if len(part) < 8:
             words = words & np.uint64(256 ** len(part) - 1)
         if (words != int.from_bytes(part, "little")).any():
@@ -146,10 +144,10 @@ def _stands(piece: bytes, rows: NDArray[np.void]) -> bool:
 
 
 def _texts(
-    rows: NDArray[np.void], start: int, text: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    rows: NDArray[np.uint64], start: int, text: bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> pl.Series:
     """The texts that start there in `_rows`, as string views. A long one stays where it is: its view has the place."""
-    held = np.ndarray(len(rows), "V16", rows, start - 4, rows.itemsize).copy().view(np.uint64)
+    held = np.ndarray(len(rows), "V16", rows, start - 4, rows.strides[:1]).copy().view(np.uint64)
     held &= _MASKS.take(np.minimum(lengths, _INLINE + 1)).view(np.uint64)
     views = held.reshape(-1, 2)
     views[:, 0] |= lengths.view(np.uint64)

@@ -476,7 +476,7 @@ def _result(
         return np.bincount(numbers.to_numpy(), minlength=len(keys))
 
     duplicates = per_object(events["object"].gather(again))
-    kept = events.select(pl.all().gather(order))
+    kept = events.select(pl.all().gather(pl.Series(order, dtype=pl.UInt32())))  # what Polars would cast each time
     interactions = kept.select(
         "user_id",
         "item_id",
@@ -564,7 +564,7 @@ def _deduplicated(events: pl.DataFrame, user: NDArray[np.int64]) -> tuple[NDArra
     coarse = pl.Series(keys).sort().to_numpy()
     order = coarse & ((1 << row_bits) - 1)
     coarse = coarse >> row_bits
-    follows = np.flatnonzero(np.diff(coarse) == 0) + 1  # places in the order, equal to the one before
+    follows = np.flatnonzero(coarse[1:] == coarse[:-1]) + 1  # places in the order, equal to the one before
     tied = np.union1d(follows, follows - 1)
     rows = order[tied]
     item = _ranks(events["item_id"].gather(rows))
