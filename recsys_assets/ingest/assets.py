@@ -226,7 +226,8 @@ def _write_raw(
             read.append(obj)
             yield obj, content
 
-    with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
+    short = [name for name in RAW_SCHEMA.names if name != "content"]  # which is all different: no use of a dictionary
+    with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd", use_dictionary=short, write_statistics=short) as writer:
         too_large, cut = False, 0
         for batch in raw_batches(noted(), max_object_mb * 2**20):
             batch, found = cut_batch(batch, erased)

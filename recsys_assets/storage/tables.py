@@ -63,7 +63,9 @@ class Tables:
             return None
         try:
             entries = pq.read_metadata(path).metadata or {}
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # not of a damaged footer
+                raise
             raise ArtifactError(
                 f"{path} is not the Parquet file that was published. Materialize {table} for {day} again to rebuild it."
             ) from error

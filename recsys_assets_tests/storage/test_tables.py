@@ -30,10 +30,13 @@ def test_a_damaged_file_is_told_from_a_sound_one(tmp_path: Path) -> None:
     tables = Tables(tmp_path)
     tables.publish_frame("t", "2025-11-02", frame(1), {"version": "v"})
     assert tables.sound_info("t", "2025-11-02") == {"version": "v"}
-    tables.path("t", "2025-11-02").write_bytes(b"PAR1")
-    assert tables.sound_info("t", "2025-11-02") is None
-    with pytest.raises(ArtifactError, match=r"not the Parquet file that was published\. Materialize t for"):
-        tables.info("t", "2025-11-02")
+    path = tables.path("t", "2025-11-02")
+    sound = path.read_bytes()
+    for damaged in (b"PAR1", sound[:4] + bytes(len(sound) - 12) + sound[-8:]):
+        path.write_bytes(damaged)
+        assert tables.sound_info("t", "2025-11-02") is None
+        with pytest.raises(ArtifactError, match=r"not the Parquet file that was published\. Materialize t for"):
+            tables.info("t", "2025-11-02")
 
 
 def test_a_file_without_info(tmp_path: Path) -> None:
