@@ -17,6 +17,7 @@ the machine, so their sum over its cores is the least that a run can take.
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -56,6 +57,7 @@ def measure(objects: int = 5000, runs: int = 3) -> None:
             _fill(endpoint, objects)
             facts = {"objects": objects, "records": objects * RECORDS, "server": server}
             _ours(endpoint)  # what is imported and opened once
+            gc.freeze()  # neither side looks for garbage in what the other one imported
             _compare("ingest.end_to_end.vs_script", endpoint, runs, runs, facts)
             with distant(endpoint, LATENCY_MS) as far:
                 _compare("ingest.end_to_end20.vs_script", far, runs, 1, facts)
