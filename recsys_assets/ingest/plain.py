@@ -122,11 +122,11 @@ def _frames(batch: pa.RecordBatch, records: NDArray[np.int64]) -> Iterator[pl.Da
             [pl.Series("object", np.repeat(rows, counts), pl.Int32()), pl.Series("record", number, pl.Int32())]
         )
 
-    differ = left = 0
+    alike = differ = left = 0
     together = True
     for group in _groups(batch):
         others = group
-        if differ <= _PATIENCE + np.count_nonzero(records >= 0):
+        if differ <= _PATIENCE + alike:
             others = []
             for some, found in _alike(group):
                 if found is None:
@@ -134,6 +134,7 @@ def _frames(batch: pa.RecordBatch, records: NDArray[np.int64]) -> Iterator[pl.Da
                 else:
                     yield taken(some, *found)
             differ += len(others)
+            alike += len(group) - len(others)
         for part in _parts(others):
             decoded = None
             if together:
@@ -177,15 +178,20 @@ def _glued(inner: list[memoryview]) -> tuple[bytes, list[int]]:
 
 
 def _alike(group: list[_Object]) -> Iterator[tuple[list[_Object], tuple[list[int], pl.DataFrame] | None]]:
-    """The objects: those of one template together, with their counts and records; any other alone."""
+    """The objects: those of one template together, with their counts and records; the others."""
     text, begins = _glued([text for _, text, _ in group])
     cut = template.cut(text, np.array(begins[:-1]))
     frame = _typed(text, cut[0]) if cut is not None else None
     if cut is not None and frame is not None:
         yield group, (cut[1].tolist(), frame)
     elif len(group) > 1:
-        yield from _alike(group[: len(group) // 2])
-        yield from _alike(group[len(group) // 2 :])
+        front, back = group[: len(group) // 2], group[len(group) // 2 :]
+        found = list(_alike(front))
+        yield from found
+        if len(front) >= _PATIENCE and all(each is None for _, each in found):
+            yield back, None
+        else:
+            yield from _alike(back)
     else:
         yield group, None
 
