@@ -9,8 +9,8 @@ memory, in order. Against it, on the same 5,000 objects of 20 KB, in objects/s:
 | fetch.vs_boto3 | boto3, one object after the other |
 | fetch.latency20.vs_boto3 | the same, when each request takes 20 ms more |
 
-Each line gives objects/s and the CPU seconds of this process for 1,000 objects, of both sides; the server's are not in
-them, but it shares the machine.
+Each line gives objects/s, and the CPU seconds of this process and of the server (with the network before it) for 1,000
+objects, of both sides: all share the machine.
 
     python -m benchmarks.fetch [--objects 5000] [--runs 5]
 """
@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lines import cpu_seconds, emit, peak_mb, progress
+from benchmarks.lines import cpu_seconds, cpu_seconds_beside, emit, peak_mb, progress
 from benchmarks.servers import client, distant, fast_s3_server
 from recsys_assets.settings import BucketSettings
 from recsys_assets.storage.bucket import Bucket, LogObject, fetch, open_bucket
@@ -119,14 +119,15 @@ def boto3_side(endpoint: str) -> Side:
     return run
 
 
-def timed(side: Side, objects: Sequence[LogObject]) -> tuple[float, float]:
-    """Objects/s, and CPU seconds of this process for 1,000 objects."""
-    before, started = cpu_seconds(), time.perf_counter()
+def timed(side: Side, objects: Sequence[LogObject]) -> tuple[float, float, float]:
+    """Objects/s, and CPU seconds of this process and of the server for 1,000 objects."""
+    before, beside, started = cpu_seconds(), cpu_seconds_beside(), time.perf_counter()
     size = side(objects)
     took = time.perf_counter() - started
+    cpu, of_server = cpu_seconds() - before, cpu_seconds_beside() - beside
     if size != sum(obj.size for obj in objects):
         raise RuntimeError(f"{size} bytes came")
-    return len(objects) / took, (cpu_seconds() - before) / len(objects) * 1000
+    return len(objects) / took, cpu / len(objects) * 1000, of_server / len(objects) * 1000
 
 
 def _best_pool(endpoint: str, objects: Sequence[LogObject]) -> int:
@@ -155,7 +156,7 @@ def compare(
     pairs = []
     for run in range(runs):
         pairs.append((timed(ours, objects), timed(theirs, of_theirs)))
-        (our_speed, our_cpu), (their_speed, their_cpu) = pairs[-1]
+        (our_speed, our_cpu, _), (their_speed, their_cpu, _) = pairs[-1]
         progress(
             f"{name} {run + 1} of {runs}: {our_speed:,.0f} / {their_speed:,.0f} objects/s, "
             f"{our_cpu:.2f} / {their_cpu:.2f} CPU s a thousand"
@@ -174,6 +175,8 @@ def compare(
         objects_per_second_theirs=median(1, 0),
         cpu_seconds_per_1000=median(0, 1),
         cpu_seconds_per_1000_theirs=median(1, 1),
+        cpu_seconds_of_server_per_1000=median(0, 2),
+        cpu_seconds_of_server_per_1000_theirs=median(1, 2),
         **facts,
     )
 
