@@ -145,16 +145,21 @@ def test_other_rules_decide_again(home: Pipeline) -> None:
     assert champion(mild)["day"] == SECOND
 
 
-def test_a_sabotaged_challenger_is_refused(home: Pipeline) -> None:
-    dethrone(home)
-    good = home.artifacts.need("hybrid_model", SECOND)
-    info = {**good.info, "weights": {name: -abs(weight) - 1 for name, weight in good.info["weights"].items()}}
-    with home.artifacts.publish("hybrid_model", SECOND, "sabotaged", info) as folder:
+def reweigh(pipeline: Pipeline, day: str, version: str, change: Callable[[float], float]) -> None:
+    """A day's hybrid as another version, with other weights."""
+    good = pipeline.artifacts.need("hybrid_model", day)
+    info = {**good.info, "weights": {name: change(weight) for name, weight in good.info["weights"].items()}}
+    with pipeline.artifacts.publish("hybrid_model", day, version, info) as folder:
         for path in good.path.iterdir():
             if path.is_dir():
                 link_tree(path, folder / path.name)
             elif path.name != "manifest.json":
                 (folder / path.name).write_bytes(path.read_bytes())
+
+
+def test_a_sabotaged_challenger_is_refused(home: Pipeline) -> None:
+    dethrone(home)
+    reweigh(home, SECOND, "sabotaged", lambda weight: -abs(weight) - 1)
     ran = run(home, ["evaluation", "promotion", "recommendations"], [SECOND])
     assert not ran.checks()["above_popularity"]
     found = ran.metadata("promotion", SECOND)
@@ -287,13 +292,16 @@ def ndcg_of(model: HybridModel, task: Task) -> np.ndarray:
 
 
 def test_both_are_measured_on_the_same_users_from_the_same_histories(home: Pipeline) -> None:
-    """The figures of the gate again, by hand."""
+    """The figures of the gate again, by hand, against a champion that ranks otherwise."""
+    reweigh(home, FIRST, "otherwise", lambda weight: 1 - weight)
     dethrone(home)
     found = sources(home, SECOND)
     task = next_day_task(found, home)
     assert (task.history.timestamp < found.start_ms).all()
     own = ndcg_of(load_measured(home, found.hybrid), task)
     theirs = ndcg_of(load_hybrid(home.artifacts.need("hybrid_model", FIRST))[0], task)
+    assert (own > theirs).any()
+    assert (own < theirs).any()
     evidence = gather_evidence(home, found)
     assert (evidence.users, evidence.ndcg, evidence.champion_ndcg) == (len(task), own.mean(), theirs.mean())
     samples, seed = home.settings.evaluation.bootstrap_samples, home.settings.training.seed
