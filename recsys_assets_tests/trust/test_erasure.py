@@ -393,6 +393,8 @@ def test_digits_take_nobody_else_along(tmp_path: Path) -> None:
     tombstones = Tombstones(tmp_path)
     tombstones.add("31")
     records = [event(31, DAYS[0], 1), event(31.0, DAYS[0], 2), event(" 31 ", DAYS[0], 3), event(310, DAYS[0], 4)]
+    for odd in ({"user_id": [31]}, {"note": {"user_id": ["x", "31"]}}):
+        assert cut_object(json.dumps(odd).encode(), True, tombstones.read())[1] == 1
     assert cut_object(b'{"user_id": -0}', True, Erased(b"key", [digest_of(b"key", "0")]))[1] == 1, "0 to cleaning"
     records += [event("x", DAYS[0], 5, item=31), event("y", DAYS[0], 6, item="31", price=31)]
     content, cut = cut_object(json.dumps(records).encode(), True, tombstones.read())
