@@ -58,6 +58,10 @@ def test_texts_of_any_length(length: int) -> None:
         ['{"a": "x"}, {"a": "x"', '{"a": "x"}'],
         ['{"a": "x", "b": "y"}, {"a": "x"}, {"a": "x", "b": "y", "c": "z"}'],
         ['{"a": "x"}', '"b"'],
+        ['{"a":"x}', '{y"},{"a":"z"}'],  # the comma between the two falls into a text
+        ['{"a":"w"},{"a":"x}', '{y"},{"a":"z"}'],
+        ['{"a" : 1 , "b" : "x"},{"a" : , "b" : "x"}'],  # a blank of two pieces
+        ['{"a": "x", "' + "b" * 90 + '": 1}, {"a": "x", "c": 1}'],
         ['{"a": "\\u0041"}'],
         ['{"a": "\t"}'],
         ['{"a": {"b": 1}}'],
