@@ -7,7 +7,7 @@ from recsys_assets.ingest import assets as ingest
 from recsys_assets.ingest.sensors import new_log_prefixes
 from recsys_assets.launch import brief_logger
 from recsys_assets.optional import parts
-from recsys_assets.pipeline import Pipeline, described
+from recsys_assets.pipeline import Pipeline, dagster_resources
 from recsys_assets.serving import assets as serving
 from recsys_assets.training import assets as training
 from recsys_assets.training import schedules, search_assets
@@ -43,7 +43,7 @@ defs = dg.Definitions(
     ],
     schedules=[schedules.nightly_train, schedules.weekly_full_refit, *_optional.schedules],
     sensors=[new_log_prefixes, *_optional.sensors],
-    resources={"pipeline": described(_pipeline)},
+    resources=dagster_resources(_pipeline),
     # One process a run: the models share what they read, and torch and implicit are imported once. A process a step
     # costs 1.5 to 3.5 s each. Backfills are ranges, so a backfill is one process too.
     executor=dg.in_process_executor,

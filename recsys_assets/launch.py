@@ -14,7 +14,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from recsys_assets.alive import ended, fail_dead_runs
 from recsys_assets.history import BATCH_SIZE
-from recsys_assets.pipeline import Pipeline, described
+from recsys_assets.pipeline import Pipeline, dagster_resources
 
 
 class RunFailed(RuntimeError):
@@ -83,7 +83,7 @@ def run_job(
     result = defs.resolve_job_def(job).execute_in_process(
         run_config=run_config,
         instance=instance,
-        resources={"pipeline": described(pipeline)},
+        resources=dagster_resources(pipeline),
         partition_key=days[0] if len(days) == 1 else None,
         tags={**(tags or {}), **(partition_tags if len(days) > 1 else {})},
         raise_on_error=False,

@@ -6,15 +6,15 @@ Importing this imports none of Dagster, DuckDB and Polars: a command that needs 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recsys_assets.settings import Settings, SettingsError, load_settings
 from recsys_assets.storage.artifacts import ArtifactError, Artifacts
-from recsys_assets.storage.bucket import Bucket, BucketError, BucketUnavailable, open_bucket
+from recsys_assets.storage.bucket import S3_ATTEMPTS, Bucket, BucketError, BucketUnavailable, open_bucket
 from recsys_assets.storage.tables import Tables
 from recsys_assets.storage.tombstones import Tombstones
 from recsys_assets.storage.warehouse import Warehouse
@@ -36,9 +36,14 @@ class InputUnavailable(InputError):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Settings and storage of one home."""
+    """Settings and storage of one home.
+
+    Attributes:
+        s3: makes the client as Dagster's resource `s3` does; None: the bucket makes it.
+    """
 
     settings: Settings
+    s3: Callable[[], Any] | None = None
 
     @staticmethod
     def open(home: Path | str | None = None) -> "Pipeline":
@@ -46,7 +51,7 @@ class Pipeline:
 
     @cached_property
     def bucket(self) -> Bucket:
-        return open_bucket(self.settings.bucket, self.settings.home)
+        return open_bucket(self.settings.bucket, self.settings.home, self.s3)
 
     @cached_property
     def tables(self) -> Tables:
@@ -136,8 +141,9 @@ def explained_failures(pipeline: Pipeline) -> Iterator[None]:
         ) from error
 
 
-def described(pipeline: Pipeline) -> "dg.ResourceDefinition":
-    """The resource `pipeline`, with what its page in Dagster's UI should say of the home. No secrets."""
+def dagster_resources(pipeline: Pipeline) -> dict[str, Any]:
+    """The resources of a home's code location: `pipeline`, with what its page in Dagster's UI should say of the home,
+    and `s3`, by which it reaches a bucket of S3 (dagster-aws's; other assets may use it too). No secrets."""
     import dagster as dg
 
     from recsys_assets.alive import at_work
@@ -147,12 +153,25 @@ def described(pipeline: Pipeline) -> "dg.ResourceDefinition":
     days = f"from {calendar.first_day}" + (f" to {calendar.last_day}" if calendar.last_day else " on")
     weights = ", ".join(f"{name} {weight:g}" for name, weight in settings.actions.items())
 
+    resources: dict[str, Any] = {}
+    if bucket.url.startswith("s3://"):
+        from dagster_aws.s3 import S3Resource  # a second, which a bucket in a folder does without
+
+        resources["s3"] = S3Resource(
+            region_name=bucket.region,
+            endpoint_url=bucket.endpoint_url,
+            profile_name=bucket.profile,
+            max_attempts=S3_ATTEMPTS,
+        )
+        # Not through the context, which would make the client before anything can say what is wrong with a profile.
+        pipeline = replace(pipeline, s3=resources["s3"].get_client)
+
     def settings_and_storage(context: "dg.InitResourceContext") -> Pipeline:
         if context.run is not None:
             at_work(settings.home, context.run.run_id)
         return pipeline
 
-    return dg.ResourceDefinition(
+    resources["pipeline"] = dg.ResourceDefinition(
         settings_and_storage,
         description=(
             f"Settings and storage of the home {settings.home} (its settings.yaml; `recsys settings` shows all).\n\n"
@@ -162,3 +181,4 @@ def described(pipeline: Pipeline) -> "dg.ResourceDefinition":
             f"- tables and models: {settings.store}\n"
         ),
     )
+    return resources

@@ -29,6 +29,8 @@ from recsys_assets.storage.s3_get import Getter, UnexpectedAnswer, VersionGone
 
 _log = logging.getLogger(__name__)
 
+S3_ATTEMPTS = 4  # of a request by boto3
+
 _TEMPORARY = ".tmp-"  # how storage.files names a file that is being written; never listed
 _BYTES_AHEAD = 256 * 2**20  # fetched objects waiting for their consumer, all together
 _WAITING = 4  # objects asked for ahead, for each in flight: behind a slow one the others go on
@@ -96,8 +98,11 @@ class Bucket(Protocol):
         """Where a person can look at the objects below a prefix in a browser, if there is such a place."""
 
 
-def open_bucket(settings: BucketSettings, home: Path) -> Bucket:
+def open_bucket(settings: BucketSettings, home: Path, s3: Callable[[], Any] | None = None) -> Bucket:
     """Opens the bucket of the settings; nothing is sent yet. A relative file:// folder lies in `home`.
+
+    Args:
+        s3: dagster-aws's S3Resource.get_client, in Dagster's processes; None: a client like that one is made.
 
     Raises:
         BucketError: the URL, the profile or the folder is wrong.
@@ -113,7 +118,7 @@ def open_bucket(settings: BucketSettings, home: Path) -> Bucket:
         )
     if settings.endpoint_url and "@" in settings.endpoint_url:
         raise BucketError("bucket.endpoint_url must not hold credentials; use the environment or an AWS profile")
-    return S3Bucket(rest, settings)
+    return S3Bucket(rest, settings, s3)
 
 
 def fetch(
@@ -264,13 +269,14 @@ class _Truncated(Exception):
 
 
 class S3Bucket:
-    """A bucket of any S3 service. Region, endpoint, profile and credentials are those of dagster-aws's S3Resource.
+    """A bucket of any S3 service.
 
-    The client is made as S3Resource makes it, but not by it: to import that takes two seconds (Dagster, and every
-    other AWS service), more than all else that `recsys run ingest` does where nothing changed.
+    In Dagster's processes the client is that of dagster-aws's S3Resource (pipeline.dagster_resources). A command that
+    does without Dagster makes the same one itself: to import S3Resource takes two seconds (Dagster, and every other
+    AWS service), more than all else that `recsys run ingest` does where nothing changed.
     """
 
-    def __init__(self, name: str, settings: BucketSettings) -> None:
+    def __init__(self, name: str, settings: BucketSettings, s3: Callable[[], Any] | None = None) -> None:
         import boto3  # costs a quarter of a second; a code server with a file:// bucket does without
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
@@ -283,11 +289,15 @@ class S3Bucket:
         self._getter: Getter | None = None
         try:
             self._session = boto3.Session(profile_name=settings.profile)
-            self._client: Any = self._session.client(
-                "s3",
-                region_name=settings.region,
-                endpoint_url=settings.endpoint_url,
-                config=Config(retries={"max_attempts": 4, "mode": "standard"}),
+            self._client: Any = (
+                s3()
+                if s3
+                else self._session.client(
+                    "s3",
+                    region_name=settings.region,
+                    endpoint_url=settings.endpoint_url,
+                    config=Config(retries={"max_attempts": S3_ATTEMPTS, "mode": "standard"}),
+                )
             )
         except (BotoCoreError, ValueError) as error:
             raise self._explain(error, "open", "") from error

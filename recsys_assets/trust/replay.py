@@ -56,7 +56,7 @@ class Compared:
 class _Scratch(Pipeline):
     """A home of its own for what is rebuilt, from which the users erased in `home_of` stay absent."""
 
-    home_of: Pipeline
+    home_of: Pipeline = field(kw_only=True)
 
     @cached_property
     def tombstones(self) -> Tombstones:
@@ -75,7 +75,7 @@ def replay(pipeline: Pipeline, day: str, asset: str | None, place: Path, log: Lo
     """
     if asset is not None and asset not in ASSETS:
         raise InputError(f"{asset} cannot be replayed; known are {', '.join(ASSETS)}")
-    copy = _Scratch(pipeline.settings.model_copy(update={"home": place}), pipeline)
+    copy = _Scratch(pipeline.settings.model_copy(update={"home": place}), home_of=pipeline)
     if asset == "interactions":
         if pipeline.tables.info("interactions", day) is None:
             raise InputError(f"interactions has no partition {day}")

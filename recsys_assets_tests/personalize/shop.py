@@ -14,7 +14,7 @@ from recsys_assets.personalize import assets
 from recsys_assets.personalize.export import Exports
 from recsys_assets.personalize.service import Personalize
 from recsys_assets.personalize.steps import Chain, Record, Records, account, is_outdated, status_of, steps_of
-from recsys_assets.pipeline import Pipeline, described
+from recsys_assets.pipeline import Pipeline, dagster_resources
 from recsys_assets.settings import BucketSettings
 from recsys_assets_tests.graph import make_home
 from recsys_assets_tests.personalize.fake import Server
@@ -54,7 +54,7 @@ def definitions(pipeline: Pipeline) -> dg.Definitions:
         jobs=[assets.personalize],
         sensors=[assets.personalize_progress],
         executor=dg.in_process_executor,
-        resources={"pipeline": described(pipeline)},
+        resources=dagster_resources(pipeline),
     )
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import dagster as dg
 import pytest
 from botocore.config import Config
 from botocore.stub import Stubber
+from dagster_aws.s3 import S3Resource
 
-from recsys_assets.settings import BucketSettings
+from recsys_assets.pipeline import Pipeline, dagster_resources
+from recsys_assets.settings import BucketSettings, Settings
 from recsys_assets.storage import bucket as module
 from recsys_assets.storage.bucket import Bucket, BucketError, LogObject, ObjectChanged, S3Bucket, fetch, open_bucket
 from recsys_assets_tests.s3_server import SECRET
@@ -160,8 +163,6 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, s3_bucket: BucketSettin
 def test_the_client_is_that_of_dagsters_resource(
     aws_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dagster_aws.s3 import S3Resource
-
     (tmp_path / "config").write_text("[profile logs]\nregion = eu-west-3\n")
     (tmp_path / "credentials").write_text("[logs]\naws_access_key_id = of-profile\naws_secret_access_key = x\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -189,11 +190,18 @@ def test_the_client_is_that_of_dagsters_resource(
         if profile:
             monkeypatch.delenv("AWS_ACCESS_KEY_ID")
             monkeypatch.delenv("AWS_DEFAULT_REGION")
-        ours = opened(BucketSettings(url="s3://logs", region=region, endpoint_url=endpoint, profile=profile))
+        bucket = BucketSettings(url="s3://logs", region=region, endpoint_url=endpoint, profile=profile)
+        ours = opened(bucket)
+        pipeline = Pipeline(Settings(home=tmp_path, bucket=bucket))
+        made = dagster_resources(pipeline)
+        assert isinstance(made["s3"], S3Resource)
+        with dg.build_resources(made) as resources:
+            theirs = resources.pipeline.bucket
         assert isinstance(ours, S3Bucket)
-        theirs = S3Resource(region_name=region, endpoint_url=endpoint, profile_name=profile, max_attempts=4)
+        assert isinstance(theirs, S3Bucket)
+        assert resources.pipeline.s3 == made["s3"].get_client
         seen.append(described(ours._client))
-        assert seen[-1] == described(theirs.get_client())
+        assert seen[-1] == described(theirs._client)
     assert [each["region"] for each in seen] == ["us-east-1", "eu-central-1", "us-east-1", "eu-west-3"]
     assert [each["credentials"][0] for each in seen] == ["tests", "tests", "tests", "of-profile"]
 
