@@ -1,8 +1,9 @@
 """GET of S3 objects that are known from a listing, over connections that are kept.
 
-A GET of 20 KB takes boto3 a millisecond of CPU and obstore (Rust) 0.2, half of that in passing it between threads; here
-it takes 0.1. That is because only one thing is done, in the calling thread: the whole of a known version, signed, over
-HTTP/1.1. Any answer but the expected one is an error, and a general client has to find out what to make of it.
+A GET of 20 KB takes boto3 1.1 ms of CPU and obstore (Rust) in a bare thread pool 0.14. All that `bucket.fetch` does is
+0.12 over this one, and was 0.21 over obstore (medians of 5,000 on an idle machine). That is because only one thing is
+done, in the calling thread: the whole of a known version, signed, over HTTP/1.1. Any answer but the expected one is an
+error, and a general client has to find out what to make of it.
 
 The signature is AWS Signature Version 4 in a header:
 https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
