@@ -36,7 +36,7 @@ from recsys_assets.ingest import template
 
 EARLIEST_MS = 946_684_800_000  # 2000-01-01
 MAX_ID_CHARACTERS = 256
-_GROUP = 1 << 20  # bytes cut together: NumPy's overhead is small, and what it needs stays in a cache
+_GROUP = 1 << 22  # bytes cut together: between two operations of NumPy a thread waits for the interpreter
 _DECODED = 1 << 19  # bytes decoded together: what stays in a processor's cache
 _PATIENCE = 8  # more objects left than taken, of a batch: so the rest is not tried
 
