@@ -5,7 +5,7 @@ memory, in order. Against it, on the same 5,000 objects of 20 KB, in objects/s:
 
 | name | the other side |
 |---|---|
-| fetch.vs_fastest | obstore (Rust), blocking gets in a thread pool of the size that is best here, checking nothing |
+| fetch.vs_fastest | obstore's blocking get in a thread pool of the size that is best here, checking nothing |
 | fetch.vs_boto3 | boto3, one object after the other |
 | fetch.latency20.vs_boto3 | the same, when each request takes 20 ms more |
 
