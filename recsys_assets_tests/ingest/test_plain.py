@@ -260,7 +260,18 @@ def test_objects_of_one_template_are_not_parsed(monkeypatch: pytest.MonkeyPatch)
     assert taken(lines, lines + b"\n", array(record(user_id='" x"')), lines) == [2, 2, -1, 2]
     numbers = {"user_id": "7", "item_id": "12345678901234567", "category_id": "8", "other": "true"}
     assert taken(array(record(**numbers)), array(record(**numbers))) == [1, 1]
-    assert taken(array(record(action="5")), array(record(timestamp="01764590400000"))) == [-1, -1]
+    odd = [
+        ("timestamp", text) for text in (f"0{NOON}", f"+{NOON}", f'"{NOON}"', f"{NOON}.0", f"{NOON}000", "1", "null")
+    ]
+    for name in ("user_id", "item_id", "category_id"):
+        texts = ('" x"', '"x "', '"' + "x" * 257 + '"', "01", "-1", "+1", "1.0", "null", "true")
+        odd += [(name, text) for text in (*texts, *(['""'] if name != "category_id" else []))]
+    odd += [("action", text) for text in ('"view"', "5", "null", '"VIEW "')]
+    odd += [("price", text) for text in ("true", "01", "1.", ".5", "+1", "1e", "-1", "1e400", "NaN", '"1"')]
+    odd += [("other", text) for text in ("01", "1.", "+1", "NaN", "nul", "True")]
+    for name, text in odd:
+        assert taken(array(record(**{name: text}))) == [-1], (name, text)
+    assert taken(*[array(record(category_id='"x"'), record(category_id='""'))] * 2) == [2, 2]
 
 
 def _refuse() -> None:
