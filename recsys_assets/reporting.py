@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from recsys_assets.storage.artifacts import version_of
+from recsys_assets.storage.environment import environment
 
 OWNERS = ["team:recommendations"]
 
@@ -107,6 +108,13 @@ class Progress:
         if now - self._last >= self._every:
             self._last = now
             self._log(message)
+
+
+def made(fresh: bool) -> dict[str, Any]:
+    """Whether this run made the partition, and in which environment if so: equal bytes are claimed for one alone."""
+    if not fresh:
+        return {"unchanged": True}
+    return {"unchanged": False, "environment": dg.MetadataValue.json(environment())}
 
 
 def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:

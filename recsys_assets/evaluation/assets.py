@@ -75,7 +75,11 @@ def evaluation(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pip
                 )
                 pipeline.warehouse.ensure_views("evaluation", context.log.warning)
             metadata = _evaluation_metadata(frame, day)
-            metadata |= {"seconds": round(time.monotonic() - started, 2), "unchanged": unchanged, "version": version}
+            metadata |= {
+                "seconds": round(time.monotonic() - started, 2),
+                "version": version,
+                **reporting.made(not unchanged),
+            }
             context.add_asset_metadata(metadata, partition_key=day)
             versions[day] = version
             gain = _value(frame, POPULAR, "hybrid_minus_this")
@@ -224,7 +228,7 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
                     metadata[f"ndcg@10 {name}"] = reporting.number(value)
             metadata |= {
                 "seconds": round(time.monotonic() - started, 2),
-                "unchanged": unchanged,
+                **reporting.made(not unchanged),
                 "version": row["model_version"],
             }
             context.add_asset_metadata(metadata, partition_key=day)

@@ -134,7 +134,7 @@ def raw_events(
                     "largest objects": reporting.table(info["largest"], ["key", "bytes"]),
                     f"ignored objects{of_the_run}": reporting.counts_table("reason", found.ignored),
                     "seconds": round(seconds.get(day, 0.0), 2),
-                    "unchanged": day not in seconds,
+                    **reporting.made(day in seconds),
                     FINGERPRINT: info[FINGERPRINT],
                 },
                 partition_key=day,
@@ -358,7 +358,7 @@ def interactions(
                 totals[name] += value
             shared = {
                 "seconds": round(time.monotonic() - started, 2),
-                "unchanged": not cleaned.fresh,
+                **reporting.made(cleaned.fresh),
                 "version": info["version"],
             }
             context.add_asset_metadata(

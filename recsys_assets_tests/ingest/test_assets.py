@@ -19,6 +19,7 @@ from recsys_assets.ingest.assets import yesterday_is_there
 from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.sources.simulate import planted
 from recsys_assets.storage import files
+from recsys_assets.storage.environment import environment
 from recsys_assets_tests.graph import (
     DAYS,
     INGEST,
@@ -97,6 +98,7 @@ def test_a_range_run_counts_what_was_planted(ingest_run: tuple[Pipeline, Ran]) -
         assert raw["bytes in the bucket"] == sum(obj.size for obj in objects)
         assert raw["fingerprint"] == found["fingerprint"]
         assert raw["unchanged"] is found["unchanged"] is False
+        assert raw["environment"] == ran.metadata("rejected_events", day)["environment"] == environment()
         assert len(pipeline.tables.read("interactions", day)) == found["kept"] + found["rejected"]
     assert cut == 2, "the shop cuts objects, or this test sees none"
 
@@ -108,6 +110,7 @@ def test_unchanged_days_are_kept_and_called_so(ingested_home: Pipeline) -> None:
     for asset in ("raw_events", "interactions", "rejected_events"):
         for day in DAYS[1:4]:
             assert ran.metadata(asset, day)["unchanged"] is True
+            assert "environment" not in ran.metadata(asset, day), "it was not made in this one"
             assert ran.metadata(asset, day)["dagster/partition_row_count"] is not None
 
 
