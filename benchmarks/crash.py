@@ -46,17 +46,31 @@ def kept(pipeline: Pipeline) -> World:
     }
 
 
-def difference(found: World, worlds: list[World]) -> tuple[int, int]:
-    """Events lost and doubled, of each day against the world it is nearest to."""
+def difference(found: World, worlds: list[World], erased: set[str] | None = None) -> tuple[int, int]:
+    """Events lost and doubled, of each day against the world it is nearest to.
+
+    Of users who are being erased a day has every event or none. (It need not have none of any of them: a kill may meet
+    the erasure of a second user, after the first one's.)
+    """
     lost = doubled = 0
     for day in CRASH_DAYS:
         frame = found.get(day, pl.DataFrame(schema=worlds[0][day].schema))
         doubled += len(frame) - frame.unique().height
+        cut = list((erased or set()) - set(frame["user_id"]))
+        expected = [world[day].filter(~pl.col("user_id").is_in(cut)) for world in worlds]
         lost += min(
-            world[day].join(frame, on=KEY, how="anti").height + frame.join(world[day], on=KEY, how="anti").height
-            for world in worlds
+            each.join(frame, on=KEY, how="anti").height + frame.join(each, on=KEY, how="anti").height
+            for each in expected
         )
     return lost, doubled
+
+
+def erased_among(pipeline: Pipeline, worlds: list[World]) -> set[str]:
+    """Users of the worlds that have a tombstone."""
+    erased = pipeline.tombstones.read()
+    return {
+        user for world in worlds for frame in world.values() for user in frame["user_id"].unique() if user in erased
+    }
 
 
 def erased_from(world: World, users: set[str]) -> World:
@@ -85,13 +99,17 @@ def place(path: str) -> str:
     return parts[0] if parts else "store"
 
 
-def recover(pipeline: Pipeline, stage: str, world: World) -> tuple[int, int, str | None]:
-    """The next run, by itself. Returns events lost and doubled after it, and what is torn."""
+def recover(pipeline: Pipeline, stage: str, number: int, worlds: list[World]) -> tuple[int, int, str | None]:
+    """The next run, by itself, of the world of this number. Returns events lost and doubled after it, and what is
+    torn."""
+    lost = doubled = 0
     try:
         if pipeline.tombstones.read():
+            gone = erased_among(pipeline, worlds)
             erase_user(pipeline, None)
             if back := list(scan(pipeline)):
                 return 0, 0, f"erased users are there still: {back}"
+            lost, doubled = difference(kept(pipeline), [erased_from(world, gone) for world in worlds])
             shutil.rmtree(pipeline.tombstones.folder)  # they may come back for the next round
             for day in CRASH_DAYS:
                 pipeline.tables.path("raw_events", day).unlink(missing_ok=True)
@@ -105,7 +123,8 @@ def recover(pipeline: Pipeline, stage: str, world: World) -> tuple[int, int, str
         return 0, 0, f"the next run failed: {type(error).__name__}: {error}"
     left = list(pipeline.settings.store.rglob(".tmp-*"))
     torn = unsound(pipeline) or (f"{left} left behind" if left else None)
-    return *difference(kept(pipeline), [world]), torn
+    lost_then, doubled_then = difference(kept(pipeline), [worlds[number]])
+    return lost + lost_then, doubled + doubled_then, torn
 
 
 def measure(
@@ -118,7 +137,6 @@ def measure(
         fill(other, CRASH_DAYS, replace(SHOP, seed=number))
         run(other, INGEST, CRASH_DAYS)
         worlds.append(kept(other))
-    everybody = {user for world in worlds for frame in world.values() for user in frame["user_id"]}
     home = folder / "home"
     pipeline = make_home(home, holdout={"users_share": 0.2, "min_users": 2}, sequence={"max_tokens": 1000})
     moments, totals, torn, store = random.Random(seed), Counter[str](), list[str](), pipeline.settings.store
@@ -134,13 +152,13 @@ def measure(
             totals["half-written"] += bool(half_written)
             totals["torn models"] += any(each.is_dir() and each.parent.parent.parent == store for each in half_written)
             totals.update([f"kill {stage}", f"at {place(writing)}"])
-            gone = {user for user in everybody if user in pipeline.tombstones.read()}
+            gone = erased_among(pipeline, worlds)
             totals["erasing"] += bool(gone)
-            lost, doubled = difference(kept(pipeline), [*worlds, *(erased_from(world, gone) for world in worlds)])
+            lost, doubled = difference(kept(pipeline), worlds, gone)
             problem = unsound(pipeline)
             world = number % SEEDS
             fill(pipeline, CRASH_DAYS, replace(SHOP, seed=world))
-            again_lost, again_doubled, again_torn = recover(pipeline, stage, worlds[world])
+            again_lost, again_doubled, again_torn = recover(pipeline, stage, world, worlds)
             totals.update(rounds=1, lost=lost + again_lost, doubled=doubled + again_doubled)
             if problem := problem or again_torn:
                 torn.append(f"round {number} ({stage}): {problem}")

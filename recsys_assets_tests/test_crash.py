@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pytest
 
 from benchmarks.crash import difference, kept, measure, unsound
@@ -89,4 +90,11 @@ def test_the_benchmark_sees_what_is_lost_and_doubled(tmp_path: Path) -> None:
     first, *others = CRASH_DAYS
     damaged = {first: world[first].head(-2).vstack(world[first].head(3)), **{day: world[day] for day in others}}
     assert difference(damaged, [world]) == (2, 3)
+    theirs = pl.col("user_id") == world[first]["user_id"][0]
+    some = world[first].filter(theirs).head(-1).vstack(world[first].filter(~theirs))
+    cut = {first: world[first].filter(~theirs), **{day: world[day] for day in others}}
+    assert difference(cut, [world]) == (world[first].filter(theirs).height, 0)
+    assert difference(cut, [world], {world[first]["user_id"][0]}) == (0, 0), "one erased user's, all of them"
+    assert difference(cut | {first: some}, [world], {world[first]["user_id"][0]}) == (1, 0), "some of an erased user's"
+    assert difference(damaged, [world], {"nobody"}) == (2, 3)
     assert unsound(pipeline) == "the champion is gone"
