@@ -1,4 +1,5 @@
-"""Dagster's own SQLite event log, with a batch of events in one transaction instead of two for each event.
+"""Dagster's own SQLite event log, with a batch of events in one transaction instead of two for each event, and with a
+data version for each day of a run over several.
 
 A run over a range of days records two events for each day of each asset, 2,200 for a year of ingest. Dagster hands them
 over in batches where DAGSTER_EVENT_BATCH_SIZE says so, but its SQLite storage stores those one by one, with new
@@ -6,6 +7,10 @@ connections and two commits each: 17 of the 33 processor seconds of that year's 
 
 What is stored, and how, stays Dagster's: this replaces the connections that `store_event` asks for while a batch lasts.
 If a later Dagster asks otherwise, events are stored one by one again, as they are where a batch fails.
+
+One thing is changed in what is stored: Dagster (1.13) gives all days of a run one data version (dagster#18649, #34013),
+and no event of an asset says otherwise. Each materialization gets the version that stands in its own metadata instead,
+so that a day that is later materialized alone, unchanged, has the version it had.
 """
 
 import contextlib
@@ -17,9 +22,12 @@ from typing import Any
 
 import dagster as dg
 import sqlalchemy
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._serdes import ConfigurableClassData
 
+VERSION = "version"  # the metadata entry that says the version of a partition
+OF_SEVERAL = "days-"  # begins the data version that our assets give to a run over several days
 BATCH_SIZE = 200  # events: others who write wait meanwhile, half a second where the machine is slow
 _INDEX = "index"  # the shard of all runs' asset events, as SqliteEventLogStorage calls it
 _BUSY_SECONDS = 30  # as there
@@ -47,6 +55,9 @@ class BatchedEventLogStorage(SqliteEventLogStorage):
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> "BatchedEventLogStorage":
         return cls(inst_data=inst_data, **config_value)
+
+    def store_event(self, event: dg.EventLogEntry) -> None:
+        super().store_event(_with_version_of_its_day(event))
 
     def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
         """Stores all events or, if one fails, none: Dagster then tries them one by one."""
@@ -88,3 +99,16 @@ class BatchedEventLogStorage(SqliteEventLogStorage):
         """The connection of the batch that this thread stores, if it does."""
         connection = getattr(self._of_batch, "connections", {}).get(shard)
         return None if connection is None else contextlib.nullcontext(connection)
+
+
+def _with_version_of_its_day(event: dg.EventLogEntry) -> dg.EventLogEntry:
+    made = event.asset_materialization
+    if made is None or made.tags is None or not made.tags.get(DATA_VERSION_TAG, "").startswith(OF_SEVERAL):
+        return event
+    version = made.metadata.get(VERSION)
+    if made.partition is None or not isinstance(version, dg.TextMetadataValue) or not version.text:
+        return event
+    made = made._replace(tags={**made.tags, DATA_VERSION_TAG: version.text})
+    told = event.get_dagster_event()
+    data = told.step_materialization_data._replace(materialization=made)
+    return event._replace(dagster_event=told._replace(event_specific_data=data))

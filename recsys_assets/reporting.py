@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from recsys_assets.history import OF_SEVERAL, VERSION, BatchedEventLogStorage
 from recsys_assets.storage.artifacts import version_of
 from recsys_assets.storage.environment import environment
 
@@ -110,11 +111,11 @@ class Progress:
             self._log(message)
 
 
-def made(fresh: bool) -> dict[str, Any]:
-    """Whether this run made the partition, and in which environment if so: equal bytes are claimed for one alone."""
-    if not fresh:
-        return {"unchanged": True}
-    return {"unchanged": False, "environment": dg.MetadataValue.json(environment())}
+def made(fresh: bool, version: str) -> dict[str, Any]:
+    """The partition's version, whether this run made it, and in which environment if so: equal bytes are claimed for
+    one alone."""
+    entries: dict[str, Any] = {VERSION: version, "unchanged": not fresh}
+    return entries | ({"environment": dg.MetadataValue.json(environment())} if fresh else {})
 
 
 def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -125,15 +126,23 @@ def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
 def data_version(versions: Mapping[str, str]) -> dg.DataVersion:
     """What Dagster is to know as the data version of the days of a run: the stored one of a single day.
 
-    Dagster gives all partitions of a range one version (1.13, `MaterializeResult.data_version`): there it stands for
-    them together, so that a day that changes changes it.
+    Dagster gives all partitions of a range one version (1.13, `MaterializeResult.data_version`): one over them
+    together, so that a day that changes changes it. Our event log stores the version in the metadata of each day
+    (`made`) in its place (history.py); it stays where a home keeps its history otherwise.
 
     Args:
         versions: day -> the version stored with its partition.
     """
     if len(versions) == 1:
         return dg.DataVersion(next(iter(versions.values())))
-    return dg.DataVersion(version_of(days=dict(versions)))
+    return dg.DataVersion(OF_SEVERAL + version_of(days=dict(versions)))
+
+
+def before_checks(context: dg.AssetExecutionContext, asset: str, versions: Mapping[str, str]) -> None:
+    """To be called before the result of an asset that has checks of its own. These look at the asset's last event, and
+    Dagster would warn that its data version is not the one over all days of the run."""
+    if len(versions) > 1 and isinstance(context.instance.event_log_storage, BatchedEventLogStorage):
+        context.set_data_version(dg.AssetKey(asset), dg.DataVersion(versions[max(versions)]))
 
 
 def summary(days: Iterable[str]) -> str:

@@ -9,12 +9,15 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.event_log import SqliteEventLogStorage
 
-from recsys_assets.history import BatchedEventLogStorage
+from recsys_assets.definitions import defs
+from recsys_assets.history import OF_SEVERAL, BatchedEventLogStorage
 from recsys_assets.launch import open_instance, run_job
 from recsys_assets.pipeline import Pipeline
-from recsys_assets_tests.graph import DAYS, fill, make_home
+from recsys_assets_tests.graph import DAYS, fill, make_home, run
 
 RUN = "run-1"
 
@@ -97,7 +100,12 @@ def test_what_is_stored_is_what_dagster_stores(tmp_path: Path, monkeypatch: pyte
     pipeline, batched = ingested(tmp_path / "ours", "5", own=True)
     assert max(batches) == 5
     assert sum(batches) >= 2 * 3 * 3, "planned and made, of three days and three assets"
+    tags = [kind for kind in batched if kind.startswith("asset_event_tags")]
+    ours, theirs = ([row for kind in tags for row in found.pop(kind)] for found in (batched, one_by_one))
     assert batched == one_by_one
+    assert [row[:2] for row in ours] == [row[:2] for row in theirs]
+    assert not [row for row in ours if row[2].startswith(OF_SEVERAL)]
+    assert len([row for row in theirs if row[2].startswith(OF_SEVERAL)]) == 3 * 3, "three days of three assets"
     assert len(batched["event_logs of all runs"]) > 30
 
     with open_instance(pipeline) as instance:
@@ -107,6 +115,41 @@ def test_what_is_stored_is_what_dagster_stores(tmp_path: Path, monkeypatch: pyte
             assert latest is not None
             assert latest.asset_materialization is not None
             assert latest.asset_materialization.partition == DAYS[1]
+
+
+def test_every_day_of_a_range_has_its_own_data_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a day that is later materialized alone outdates what follows from it if it changed, and only then."""
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    pipeline, days = make_home(tmp_path), DAYS[:3]
+    fill(pipeline, days)
+    assets = ("raw_events", "interactions", "rejected_events")
+
+    def outdated(instance: dg.DagsterInstance) -> set[tuple[str, str]]:
+        resolver = CachingStaleStatusResolver(
+            instance, defs.resolve_asset_graph(), LoadingContextForTest(instance)
+        )  # what the UI's staleStatusByPartition asks
+        return {
+            (asset, day)
+            for asset in assets
+            for day in days
+            if resolver.get_status(dg.AssetKey(asset), day) != StaleStatus.FRESH
+        }
+
+    with open_instance(pipeline) as instance:
+        ran = run_job("ingest", days, pipeline, instance)
+        logged = [record.user_message for record in instance.all_logs(ran.run_id)]
+        assert not [message for message in logged if "mismatch" in message]
+        of_event = instance.event_log_storage.get_latest_tags_by_partition(
+            dg.AssetKey("interactions"), dg.DagsterEventType.ASSET_MATERIALIZATION, ["dagster/data_version"]
+        )
+        assert {day: tags["dagster/data_version"] for day, tags in of_event.items()} == {
+            day: (pipeline.tables.info("interactions", day) or {})["version"] for day in days
+        }
+        run(pipeline, ["raw_events"], [days[1]], instance)
+        assert outdated(instance) == set(), "unchanged"
+        pipeline.bucket.put(f"logs/{days[1].replace('-', '/')}/late.json", b"[]")
+        run(pipeline, ["raw_events"], days, instance)
+        assert outdated(instance) == {("interactions", days[1]), ("rejected_events", days[1])}
 
 
 def test_a_batch_is_stored_whole_or_not_at_all(

@@ -77,8 +77,7 @@ def evaluation(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pip
             metadata = _evaluation_metadata(frame, day)
             metadata |= {
                 "seconds": round(time.monotonic() - started, 2),
-                "version": version,
-                **reporting.made(not unchanged),
+                **reporting.made(not unchanged, version),
             }
             context.add_asset_metadata(metadata, partition_key=day)
             versions[day] = version
@@ -92,6 +91,7 @@ def evaluation(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pip
         description=f"not above popularity on {', '.join(worse)}" if worse else None,
         metadata={"days": len(context.partition_keys), "days not above popularity": len(worse)},
     )
+    reporting.before_checks(context, "evaluation", versions)
     return dg.MaterializeResult(check_results=[check], data_version=reporting.data_version(versions))
 
 
@@ -228,11 +228,11 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
                     metadata[f"ndcg@10 {name}"] = reporting.number(value)
             metadata |= {
                 "seconds": round(time.monotonic() - started, 2),
-                **reporting.made(not unchanged),
-                "version": row["model_version"],
+                "model version": row["model_version"],
+                **reporting.made(not unchanged, version := version_of(row=row)),
             }
             context.add_asset_metadata(metadata, partition_key=day)
-            versions[day] = version_of(row=row)
+            versions[day] = version
     return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 

@@ -33,7 +33,14 @@ from recsys_assets.ingest.validate import (
     is_large,
     text_bytes,
 )
-from recsys_assets.ingest.versions import CLEAN_CODE, FINGERPRINT, cleaning_version, raw_stands, raw_version
+from recsys_assets.ingest.versions import (
+    CLEAN_CODE,
+    FINGERPRINT,
+    RAW_CODE,
+    cleaning_version,
+    raw_stands,
+    raw_version,
+)
 from recsys_assets.optional import before_raw_events
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import InputError, Pipeline, explained_failures
@@ -43,7 +50,6 @@ from recsys_assets.storage.files import temporary_name
 from recsys_assets.storage.tables import info_text
 from recsys_assets.storage.warehouse import scratch
 
-RAW_CODE = "1"
 _SHOWN_OBJECTS = 10
 _DAYS_TOGETHER = 16
 _TEXT_TOGETHER = 1 << 25  # bytes
@@ -122,6 +128,7 @@ def raw_events(
             assert info is not None
             if not info["objects"]:
                 context.log.warning(f"{day}: no objects in the bucket for this day; an empty partition stands for it")
+            versions[day] = raw_version(info)
             size = pipeline.tables.path("raw_events", day).stat().st_size
             context.add_asset_metadata(
                 {
@@ -134,12 +141,11 @@ def raw_events(
                     "largest objects": reporting.table(info["largest"], ["key", "bytes"]),
                     f"ignored objects{of_the_run}": reporting.counts_table("reason", found.ignored),
                     "seconds": round(seconds.get(day, 0.0), 2),
-                    **reporting.made(day in seconds),
+                    **reporting.made(day in seconds, versions[day]),
                     FINGERPRINT: info[FINGERPRINT],
                 },
                 partition_key=day,
             )
-            versions[day] = info[FINGERPRINT]
     return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 
@@ -246,6 +252,7 @@ def _raw_info(read: list[LogObject]) -> dict[str, Any]:
     newest = max((obj.last_modified for obj in read), default=None)
     return {
         FINGERPRINT: listing.fingerprint(read),
+        "code": RAW_CODE,
         "objects": len(read),
         "bytes": sum(obj.size for obj in read),
         "newest": newest.isoformat() if newest else None,
@@ -358,8 +365,7 @@ def interactions(
                 totals[name] += value
             shared = {
                 "seconds": round(time.monotonic() - started, 2),
-                **reporting.made(cleaned.fresh),
-                "version": info["version"],
+                **reporting.made(cleaned.fresh, info["version"]),
             }
             context.add_asset_metadata(
                 {
@@ -407,6 +413,7 @@ def interactions(
         f"{totals['rejected']:,} rejected + {totals['duplicates']:,} duplicates"
     )
     version = reporting.data_version(versions)
+    reporting.before_checks(context, "interactions", versions)
     yield dg.MaterializeResult(
         asset_key="interactions",
         data_version=version,

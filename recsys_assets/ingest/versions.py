@@ -9,7 +9,9 @@ from recsys_assets.settings import BucketSettings, Settings
 from recsys_assets.storage.artifacts import version_of
 
 FINGERPRINT = "fingerprint"  # of the day's objects: an entry of both tables' files and of interactions' metadata
+RAW_CODE = "1"
 CLEAN_CODE = "2"
+_RAW_BEFORE = "1"  # the code of files that do not say by which they were made
 
 
 def raw_stands(info: dict[str, Any] | None, fingerprint: str, settings: BucketSettings) -> bool:
@@ -20,15 +22,17 @@ def raw_stands(info: dict[str, Any] | None, fingerprint: str, settings: BucketSe
     return (
         info is not None
         and info[FINGERPRINT] == fingerprint
+        and info.get("code", _RAW_BEFORE) == RAW_CODE
         and info.get("too_large_above_mb", settings.max_object_mb) >= settings.max_object_mb
     )
 
 
 def raw_version(info: dict[str, Any]) -> str:
-    """What raw_events holds of a day: its objects, the size above which some were left out, and how many records of
-    erased users were, if so."""
-    left_out, cut = info.get("too_large_above_mb"), info.get("erased")
-    version = str(info[FINGERPRINT]) if left_out is None else f"{info[FINGERPRINT]} up to {left_out} MB"
+    """What raw_events holds of a day: its objects, the code that took them over if it is not the first, the size above
+    which some were left out, and how many records of erased users were, if so."""
+    left_out, cut, code = info.get("too_large_above_mb"), info.get("erased"), info.get("code", _RAW_BEFORE)
+    version = str(info[FINGERPRINT]) + (f" by code {code}" if code != _RAW_BEFORE else "")
+    version += f" up to {left_out} MB" if left_out is not None else ""
     return f"{version} without {cut} records" if cut else version
 
 

@@ -66,8 +66,7 @@ def recommendations(context: dg.AssetExecutionContext, pipeline: dg.ResourcePara
                     info["most_recommended"], ["item_id", "category", "in the top 10 of users"]
                 ),
                 "seconds": round(time.monotonic() - started, 2),
-                **reporting.made(fresh),
-                "version": info["version"],
+                **reporting.made(fresh, info["version"]),
             }
             context.add_asset_metadata(metadata, partition_key=day)
             context.log.info(f"{day}: {info['rows']} rows for {info['users']} users")
@@ -212,8 +211,7 @@ def similar_items(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[
                     "champion": info["model_day"],
                     "examples": reporting.table(info["examples"], ["item_id", "category", "most similar"]),
                     "seconds": round(time.monotonic() - started, 2),
-                    **reporting.made(fresh),
-                    "version": info["version"],
+                    **reporting.made(fresh, info["version"]),
                 },
                 partition_key=day,
             )

@@ -79,8 +79,7 @@ def training_set(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[P
                 "days without interactions": len(info["missing_days"]),
                 "hold-out": f"version {info['holdout']}" if info["holdout"] else "not drawn yet: too few users",
                 "seconds": round(time.monotonic() - started, 2),
-                **reporting.made(fresh),
-                "version": info["version"],
+                **reporting.made(fresh, info["version"]),
             }
             if info["missing_days"]:
                 context.log.warning(
@@ -162,8 +161,7 @@ def _member_asset(name: str, kinds: set[str], description: str) -> dg.AssetsDefi
                     "items": info["n_items"],
                     "seconds": info["seconds"],
                     "megabytes": round(sum(f.stat().st_size for f in artifact.path.rglob("*.*")) / 1e6, 2),
-                    **reporting.made(fresh),
-                    "version": artifact.version,
+                    **reporting.made(fresh, artifact.version),
                     "artifact": dg.MetadataValue.path(str(artifact.path)),
                 }
                 if fresh and data is not None:
@@ -217,8 +215,7 @@ def hybrid_model(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[P
                 "weights learned": info["weights_origin"],
                 "items": info["n_items"],
                 "seconds": info["seconds"],
-                **reporting.made(fresh),
-                "version": artifact.version,
+                **reporting.made(fresh, artifact.version),
                 "artifact": dg.MetadataValue.path(str(artifact.path)),
             }
             context.add_asset_metadata(metadata, partition_key=day)

@@ -63,7 +63,7 @@ def test_a_range_run_records_every_day_of_every_asset(train_run: tuple[Pipeline,
     for asset, names in wanted.items():
         for day in TRAINED:
             found = ran.metadata(asset, day)
-            assert names | {"seconds", "unchanged", "environment"} <= set(found), asset
+    XX
             assert found["unchanged"] is False
 
 
