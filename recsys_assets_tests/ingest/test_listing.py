@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from recsys_assets.ingest import listing
 from recsys_assets.ingest.listing import all_days, days_of, fingerprint, has_any, survey
 from recsys_assets.settings import BucketSettings, Settings
-from recsys_assets.storage.bucket import LogObject, open_bucket
+from recsys_assets.storage.bucket import BucketError, BucketUnavailable, LogObject, open_bucket
 
 
 def settings_of(bucket: BucketSettings, zone: str = "UTC", **changes: Any) -> Settings:
@@ -202,6 +202,23 @@ def test_a_month_of_large_days_is_not_listed_one_page_after_the_other() -> None:
     assert pages.walked == {"logs/": 1, "logs/2025/11/": 1, **{f"logs/2025/11/{day[-2:]}/": 1 for day in days}}
 
 
+@pytest.mark.parametrize("surveyed", [False, True])
+def test_a_day_that_nobody_asked_for_may_be_closed(surveyed: bool) -> None:
+    settings, days = settings_of(BucketSettings()), [f"2025-11-{day:02}" for day in range(1, 31)]
+    objects = [_object(f"logs/{day.replace('-', '/')}/a.json") for day in days]
+    before = survey(Keys(objects), settings) if surveyed else None  # type: ignore[arg-type]
+    closed = Closed(objects, BucketError("access denied"))
+    found = days_of(closed, settings, days[:-1], before).days  # type: ignore[arg-type]
+    assert [len(each) for each in found.values()] == [1] * 29
+    with pytest.raises(BucketError, match="access denied"):
+        days_of(closed, settings, days, before)  # type: ignore[arg-type]
+
+    silent = Closed(objects, BucketUnavailable("no answer"))
+    with pytest.raises(BucketUnavailable, match="no answer"):
+        days_of(silent, settings, days[:-1], before)  # type: ignore[arg-type]
+    assert silent.walked == ["logs/2025/11/" if surveyed else "logs/"], "who does not answer is not asked for each day"
+
+
 def test_has_any(any_bucket: BucketSettings) -> None:
     settings = settings_of(any_bucket)
     bucket = open_bucket(settings.bucket, settings.home)
@@ -288,6 +305,21 @@ class Pages(Keys):
         for number, obj in enumerate(super().walk(prefix)):
             if number % 1000 == 0:
                 self.walked[prefix] = self.walked.get(prefix, 0) + 1
+            yield obj
+
+
+class Closed(Keys):
+    """The same, noting what is listed; the listing breaks off at the 30th day of a month."""
+
+    def __init__(self, objects: list[LogObject], error: BucketError) -> None:
+        super().__init__(objects)
+        self.error, self.walked = error, list[str]()
+
+    def walk(self, prefix: str) -> Iterator[LogObject]:
+        self.walked.append(prefix)
+        for obj in super().walk(prefix):
+            if "/30/" in obj.key:
+                raise self.error
             yield obj
 
 
