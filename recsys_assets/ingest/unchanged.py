@@ -1,5 +1,5 @@
 """Which days need no run: looked at before one is begun, because Dagster takes longer to record a day than we to see
-that it stands. (Of the 15 CPU seconds of a run over an unchanged year, 14 went into Dagster's own events.)
+that it stands (docs/trust.md has the seconds of both).
 
 The look itself imports no Dagster, which would take longer than all else it does: it reads what Dagster recorded from
 the SQLite file where Dagster keeps it, and asks Dagster where anything there is not as Dagster 1.13 leaves it.
