@@ -1,7 +1,7 @@
 """Making a day's hybrid of its members: the ranking weights, and one folder that holds all it takes to serve."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow.parquet as pq
 
@@ -64,13 +64,13 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         "code": CODE_VERSION,
     }
     existing = pipeline.artifacts.sound("hybrid_model", day)
-    if existing is not None and existing.info["inputs"] == inputs:
+    if existing is not None and existing.info["inputs"] == inputs and same_ranking(pipeline, existing):
         return existing, False
     started = time.monotonic()
     source = pipeline.artifacts.need("training_set", day)
     data = read_training_set(source)
     days = min(artifact.info["validation_days"] for artifact in found.values())
-    updated = any(artifact.info["mode"] == "update" for artifact in found.values())
+    updated = _updated(found.values())
     parent = pipeline.artifacts.current("hybrid_model", shift(day, -1)) if updated else None
     if parent is not None:
         weights, origin = dict(parent.info["weights"]), f"kept from {parent.info['day']} (learned at the last refit)"
@@ -107,6 +107,23 @@ def blend_day(pipeline: Pipeline, day: str, log: Log) -> tuple[Artifact, bool]:
         for name in ("items.parquet", "categories.parquet", "actions.parquet"):
             link(source.path / name, folder / name)
     return pipeline.artifacts.need("hybrid_model", day), True
+
+
+def _updated(made_of: Iterable[Artifact]) -> bool:
+    return any(artifact.info["mode"] == "update" for artifact in made_of)
+
+
+def same_ranking(pipeline: Pipeline, artifact: Artifact) -> bool:
+    """Whether the ranking that a hybrid of updated members keeps still is the day before's, if that is kept."""
+    day, parent = artifact.info["day"], artifact.info["parent"]
+    members = {
+        name: pipeline.artifacts.at(f"{name}_model", day, version)
+        for name, version in artifact.info["inputs"]["members"].items()
+    }
+    if not _updated(member for member in members.values() if member is not None):
+        return True
+    now = pipeline.artifacts.current("hybrid_model", shift(day, -1))
+    return now is None or (parent is not None and now.version == parent["version"])
 
 
 def _load_ranker(artifact: Artifact, state: str) -> Ranker | None:

@@ -105,6 +105,7 @@ def fit_member(
         existing is not None
         and existing.info["inputs"] == inputs
         and not (full_refit and existing.info["mode"] == "update")
+        and same_parent(pipeline, asset, existing)
     ):
         return existing, False, None
     data = read_training_set(source)
@@ -149,6 +150,14 @@ def fit_member(
         if states.validation is not None:
             save_state(folder / "validation", *states.validation.state())
     return pipeline.artifacts.need(asset, day), True, data
+
+
+def same_parent(pipeline: Pipeline, asset: str, artifact: Artifact) -> bool:
+    """Whether what a model went on from still is the day before's: a full refit of that day, say, outdates what was
+    updated from the state it replaced. One that is not kept any more (retention) was not replaced."""
+    parent = artifact.info["parent"]
+    now = pipeline.artifacts.current(asset, parent["day"]) if parent else None
+    return now is None or now.version == parent["version"]
 
 
 def _usable_parent(

@@ -127,6 +127,11 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
             changed.add((asset, day))
             yield Outdated(asset, day, "; ".join(reasons))
 
+    def went_on(asset: str, artifact: Artifact, same: bool) -> list[str]:
+        parent = artifact.info["parent"]
+        will_be = parent is not None and (asset, parent["day"]) in changed
+        return [f"{asset} of the day before"] if will_be or not same else []
+
     sets: dict[str, str] = {}
     for day, artifact in _artifacts(pipeline, "training_set"):
         inputs = made_of(pipeline, {each: version for each, version in interactions.items() if each <= day}, frozen)
@@ -137,8 +142,9 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
         for day, artifact in _artifacts(pipeline, f"{name}_model"):
             settings, _ = search.in_force(pipeline, name, day)
             expected = {"settings": members.recipe(settings, name), "code": members.CODE_VERSION}
-            reasons = _made_of_set(artifact.info["inputs"]["training_set"], day, sets)
-            yield from outdated(f"{name}_model", day, reasons + _recipe(artifact, expected))
+            reasons = _made_of_set(artifact.info["inputs"]["training_set"], day, sets) + _recipe(artifact, expected)
+            same = members.same_parent(pipeline, f"{name}_model", artifact)
+            yield from outdated(f"{name}_model", day, reasons or went_on(f"{name}_model", artifact, same))
     for day, artifact in _artifacts(pipeline, "hybrid_model"):
         reasons = []
         for name, version in artifact.info["inputs"]["members"].items():
@@ -147,7 +153,9 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
                 reasons.append(f"{name}_model")
         expected = {"settings": blend.recipe(pipeline.settings), "code": blend.CODE_VERSION}
         said = [f"{', '.join(reasons)} of its day"] if reasons else []
-        yield from outdated("hybrid_model", day, said + _recipe(artifact, expected))
+        said += _recipe(artifact, expected)
+        same = blend.same_ranking(pipeline, artifact)
+        yield from outdated("hybrid_model", day, said or went_on("hybrid_model", artifact, same))
     for table in ("evaluation", "promotion"):
         for day in pipeline.tables.days(table):
             info, hybrid = pipeline.tables.sound_info(table, day) or {}, pipeline.artifacts.current("hybrid_model", day)

@@ -10,6 +10,7 @@ from recsys_assets.models import MEMBERS
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.training.holdout import Holdout
 from recsys_assets.training.merge import load
+from recsys_assets.trust.plan import downstream
 from recsys_assets_tests.graph import (
     DAYS,
     INGEST,
@@ -63,7 +64,7 @@ def test_a_range_run_records_every_day_of_every_asset(train_run: tuple[Pipeline,
     for asset, names in wanted.items():
         for day in TRAINED:
             found = ran.metadata(asset, day)
-    XX
+            assert names | {"seconds", "unchanged", "environment", "version"} <= set(found), asset
             assert found["unchanged"] is False
 
 
@@ -216,6 +217,48 @@ def test_a_full_refit_on_demand(trained_home: Pipeline, tmp_path: Path) -> None:
     ran = run(pipeline, ["als_model"], [TRAINED[1]], config=config)
     assert ran.metadata("als_model", TRAINED[1])["mode"] == "full refit"
     assert run(pipeline, ["als_model"], [TRAINED[1]], config=config).metadata("als_model", TRAINED[1])["unchanged"]
+
+
+def test_what_was_updated_from_a_state_that_was_replaced_is_made_again(trained_home: Pipeline, tmp_path: Path) -> None:
+    pipeline, newest = copy_home(trained_home, tmp_path / "home"), DAYS[7]
+    models = ["als_model", "hybrid_model"]
+    run(pipeline, ["training_set", *MEMBER_ASSETS, "hybrid_model"], [newest])
+    config: dict[str, Any] = {"ops": {"als_model": {"config": {"full_refit": True}}}}
+    run(pipeline, models, [TRAINED[1]], config=config)
+    refitted = {name: pipeline.artifacts.need(name, TRAINED[1]) for name in models}
+    assert {(each.asset, each.day): each.why for each in downstream(pipeline, interactions(pipeline))} >= {
+        ("als_model", newest): "als_model of the day before",
+        ("hybrid_model", newest): "als_model of its day",
+    }
+    again, unchanged = run(pipeline, models, [newest]), run(pipeline, models, [newest])
+    for name in models:
+        assert again.metadata(name, newest)["unchanged"] is False
+        assert unchanged.metadata(name, newest)["unchanged"] is True
+        assert pipeline.artifacts.need(name, newest).info["parent"]["version"] == refitted[name].version
+    # No other member: their states of the day before are what they were.
+    others = [name for name in MEMBER_ASSETS if name != "als_model"]
+    ran = run(pipeline, others, [newest])
+    assert all(ran.metadata(name, newest)["unchanged"] for name in others)
+
+
+def test_a_ranking_that_came_late_is_kept(trained_home: Pipeline, tmp_path: Path) -> None:
+    """The hybrid of the day before was made after the hybrid that keeps its weights: a run was killed between."""
+    pipeline, newest = copy_home(trained_home, tmp_path / "home"), DAYS[7]
+    before = pipeline.artifacts.need("hybrid_model", TRAINED[1])
+    pipeline.artifacts.remove("hybrid_model", TRAINED[1], before.version)
+    run(pipeline, ["training_set", *MEMBER_ASSETS, "hybrid_model"], [newest])
+    assert pipeline.artifacts.need("hybrid_model", newest).info["parent"] is None
+    run(pipeline, ["hybrid_model"], [TRAINED[1]])
+    assert ("hybrid_model", newest) in {(each.asset, each.day) for each in downstream(pipeline, interactions(pipeline))}
+    run(pipeline, ["hybrid_model"], [newest])
+    late = pipeline.artifacts.need("hybrid_model", newest).info
+    assert late["parent"]["version"] == before.version
+    assert late["weights"] == before.info["weights"]
+
+
+def interactions(pipeline: Pipeline) -> dict[str, str]:
+    tables = pipeline.tables
+    return {day: (tables.info("interactions", day) or {})["version"] for day in tables.days("interactions")}
 
 
 @pytest.mark.parametrize(
