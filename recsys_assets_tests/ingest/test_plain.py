@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
-from recsys_assets.ingest import plain, validate
+from recsys_assets.ingest import plain, template, validate
 from recsys_assets.ingest.plain import plain_events
 from recsys_assets.ingest.validate import CleanResult, ConservationError, clean
 from recsys_assets_tests.ingest.test_validate import DAY, LIMIT_MS, NOON, SETTINGS, raw, record
@@ -250,6 +250,17 @@ def test_nothing_is_decoded_twice_where_nothing_is_plain(monkeypatch: pytest.Mon
     other = json.dumps(dict(reversed(json.loads(record()).items())))
     assert set(taken(*[array(record(), other)] * 100)) == {-1}
     assert 9 <= len(calls) < 20
+
+
+@pytest.mark.parametrize("group", [500, 1 << 22])
+def test_where_nothing_follows_a_template_few_are_tried(monkeypatch: pytest.MonkeyPatch, group: int) -> None:
+    """Of groups of one object only the first ones, and of a large group not every half of a half."""
+    tried, cut = [], template.cut
+    monkeypatch.setattr(template, "cut", lambda *args: tried.append(0) or cut(*args))
+    monkeypatch.setattr(plain, "_GROUP", group)
+    other = json.dumps(dict(reversed(json.loads(record()).items())))
+    assert taken(*[array(record(), other)] * 100) == [2] * 100
+    assert 9 <= len(tried) < 40
 
 
 def test_objects_of_one_template_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
