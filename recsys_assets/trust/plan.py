@@ -14,10 +14,11 @@ import dagster as dg
 import polars as pl
 
 from recsys_assets.days import shift
-from recsys_assets.evaluation.assets import evaluation_version, gate_version
+from recsys_assets.evaluation.assets import decision_stands, evaluation_version
 from recsys_assets.ingest import listing, pace
+from recsys_assets.ingest.assets import shrinking
 from recsys_assets.ingest.sensors import INTERACTIONS, Request, decide, look, window
-from recsys_assets.ingest.versions import cleaning_version, raw_version
+from recsys_assets.ingest.versions import cleaning_version, raw_stands, raw_version
 from recsys_assets.models import MEMBERS
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline
@@ -46,14 +47,17 @@ class Plan:
     """What is to come.
 
     Attributes:
-        requests: the runs of `ingest` that the sensor asks for: raw_events, interactions and rejected_events of a day.
+        requests: the runs of `ingest` that the sensor asks for, in one tick or several: raw_events, interactions and
+            rejected_events of a day.
         objects: day -> the objects that changed, a line each.
+        refused: day -> why the run that is asked for will leave the day as it is.
         notes: changed days that are not asked for now, and why.
         outdated: what is built again when it is next asked for.
     """
 
     requests: list[Request]
     objects: dict[str, list[str]]
+    refused: dict[str, str]
     notes: list[str]
     outdated: list[Outdated]
 
@@ -72,15 +76,24 @@ def plan(pipeline: Pipeline, instance: dg.DagsterInstance, now: datetime | None 
     recent = window(pipeline, now)
     proposal = pace.propose((surveyed.days & partitions) - ingested, recent, bool(ingested), pipeline.settings.ingest)
     seen, _ = look(instance, pipeline, days, recent, surveyed)
-    requests, notes = decide(seen, pipeline.settings.ingest, now, proposal.held if proposal else ())
+    whole = pipeline.settings.ingest.model_copy(update={"max_requests_per_tick": len(days)})
+    requests, notes = decide(seen, whole, now, proposal.held if proposal else ())
     if proposal:
         notes.append(proposal.text)
     asked = [request.day for request in requests]
     found = listing.days_of(pipeline.bucket, pipeline.settings, asked, surveyed).days
-    versions, outdated = _interactions(pipeline, {request.day: request.fingerprint for request in requests})
+    read = {day: pipeline.tables.sound_info("raw_events", day) for day in asked}
+    again = [
+        day for day in asked if not raw_stands(read[day], listing.fingerprint(found[day]), pipeline.settings.bucket)
+    ]
+    refused = shrinking(pipeline, again, read, found)
+    versions, outdated = _interactions(
+        pipeline, {request.day: request.fingerprint for request in requests if request.day not in refused}
+    )
     return Plan(
         requests,
         {day: changed_objects(pipeline, day, objects) for day, objects in found.items()},
+        refused,
         notes,
         [*outdated, *downstream(pipeline, versions)],
     )
@@ -104,11 +117,12 @@ def _interactions(pipeline: Pipeline, asked: dict[str, str]) -> tuple[dict[str, 
     versions, outdated = {}, []
     for day in sorted({*pipeline.tables.days("interactions"), *asked}):
         info = pipeline.tables.sound_info("interactions", day)
+        raw = pipeline.tables.sound_info("raw_events", day)
         if day in asked:
-            versions[day] = cleaning_version(pipeline.settings, asked[day])
+            stands = raw is not None and raw_stands(raw, asked[day], pipeline.settings.bucket)
+            versions[day] = cleaning_version(pipeline.settings, raw_version(raw) if raw and stands else asked[day])
         elif info is not None:
             versions[day] = info["version"]
-            raw = pipeline.tables.sound_info("raw_events", day)
             if raw is not None and cleaning_version(pipeline.settings, raw_version(raw)) != info["version"]:
                 outdated.append(Outdated("interactions", day, "its rules, settings or code changed (recsys readmit)"))
     return versions, outdated
@@ -121,16 +135,19 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
         interactions: day -> version, as they are or will be.
     """
     frozen, changed = pipeline.holdouts.current(), set[tuple[str, str]]()
+    champion = pipeline.champion.read()
+    newest_champion_day = max((move["day"] for move in pipeline.champion.timeline()), default="")
+    judged = False  # whether the gate has a model before it that it may let in
 
     def outdated(asset: str, day: str, reasons: list[str]) -> Iterator[Outdated]:
         if reasons:
             changed.add((asset, day))
             yield Outdated(asset, day, "; ".join(reasons))
 
-    def went_on(asset: str, artifact: Artifact, same: bool) -> list[str]:
+    def went_on(asset: str, artifact: Artifact, stands: bool) -> list[str]:
         parent = artifact.info["parent"]
         will_be = parent is not None and (asset, parent["day"]) in changed
-        return [f"{asset} of the day before"] if will_be or not same else []
+        return [f"{asset} of the day before"] if will_be or not stands else []
 
     sets: dict[str, str] = {}
     for day, artifact in _artifacts(pipeline, "training_set"):
@@ -143,8 +160,8 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
             settings, _ = search.in_force(pipeline, name, day)
             expected = {"settings": members.recipe(settings, name), "code": members.CODE_VERSION}
             reasons = _made_of_set(artifact.info["inputs"]["training_set"], day, sets) + _recipe(artifact, expected)
-            same = members.same_parent(pipeline, f"{name}_model", artifact)
-            yield from outdated(f"{name}_model", day, reasons or went_on(f"{name}_model", artifact, same))
+            stands = members.same_parent(pipeline, f"{name}_model", artifact)
+            yield from outdated(f"{name}_model", day, reasons or went_on(f"{name}_model", artifact, stands))
     for day, artifact in _artifacts(pipeline, "hybrid_model"):
         reasons = []
         for name, version in artifact.info["inputs"]["members"].items():
@@ -154,8 +171,8 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
         expected = {"settings": blend.recipe(pipeline.settings), "code": blend.CODE_VERSION}
         said = [f"{', '.join(reasons)} of its day"] if reasons else []
         said += _recipe(artifact, expected)
-        same = blend.same_ranking(pipeline, artifact)
-        yield from outdated("hybrid_model", day, said or went_on("hybrid_model", artifact, same))
+        stands = blend.same_ranking(pipeline, artifact)
+        yield from outdated("hybrid_model", day, said or went_on("hybrid_model", artifact, stands))
     for table in ("evaluation", "promotion"):
         for day in pipeline.tables.days(table):
             info, hybrid = pipeline.tables.sound_info(table, day) or {}, pipeline.artifacts.current("hybrid_model", day)
@@ -165,13 +182,11 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
                 yield from outdated(table, day, ["hybrid_model of its day"])
             elif table == "evaluation" and info.get("version") != evaluation_version(pipeline, hybrid.version):
                 yield from outdated(table, day, ["its model, settings, the hold-out or code changed"])
-            elif table == "promotion" and (info.get("version"), info.get("rules")) != (
-                hybrid.version,
-                gate_version(pipeline),
-            ):
-                yield from outdated(table, day, ["its model, the rules or code changed"])
-    champion = pipeline.champion.read()
-    judged = champion is not None and ("hybrid_model", champion["day"]) in changed
+            elif table == "promotion" and not decision_stands(pipeline, day, hybrid.version):
+                yield from outdated(table, day, ["its model, the champion, the rules or code changed"])
+            if table == "promotion" and (table, day) in changed and day >= newest_champion_day:
+                other = champion is None or champion["version"] != hybrid.version
+                judged |= other or ("hybrid_model", day) in changed
     for table in ("recommendations", "similar_items"):
         for day in pipeline.tables.days(table):
             info = pipeline.tables.sound_info(table, day) or {}
@@ -180,9 +195,7 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
                 why = "training_set of its day" if same is None or same.version != sets[day] else ""
                 yield from outdated(table, day, [why or "the champion, settings, available items or code changed"])
             elif judged:
-                yield Outdated(
-                    table, day, "only if the gate lets the champion's day, built again, take its place", False
-                )
+                yield Outdated(table, day, "only if the gate makes a model that it judges again the champion", False)
 
 
 def _artifacts(pipeline: Pipeline, asset: str) -> Iterator[tuple[str, Artifact]]:
@@ -221,6 +234,8 @@ def lines(found: Plan) -> Iterator[str]:
         objects = found.objects[request.day]
         said = f"{len(objects)} objects are not those that were read" if objects else "Dagster does not know it yet"
         yield f"  {request.day}: {said}"
+        if request.day in found.refused:
+            yield f"    will be refused: {found.refused[request.day]}"
         yield from (f"    {line}" for line in objects[:_SHOWN_OBJECTS])
         if len(objects) > _SHOWN_OBJECTS:
             yield f"    and {len(objects) - _SHOWN_OBJECTS} more"
