@@ -246,22 +246,28 @@ def gate_version(pipeline: Pipeline) -> str:
     )
 
 
-def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
-    """The row of `promotions` for a day, and whether it stood there already. To be called under the champion's lock.
+def decision_stands(pipeline: Pipeline, day: str, version: str) -> bool:
+    """Whether what was decided about this version of a day's hybrid is not decided again.
 
     A decision stands while the model, the settings and the champion it was made against are the same, and, once it was
     carried out, until it is rolled back: to materialize a champion's day again must not turn its row into a refusal.
-    A model that was refused for a newer champion is not compared again while there is a newer one.
+    A model that was refused is not compared again while there is a champion of a newer day, which it cannot follow.
     """
     champion = pipeline.champion.read()
-    now = champion["version"] if champion else None
-    rules = gate_version(pipeline)
-    before = pipeline.tables.sound_info("promotion", found.day)
-    if before is not None and (before["version"], before.get("rules")) == (found.hybrid.version, rules):
-        carried_out = found.hybrid.version in {move["version"] for move in pipeline.champion.standing()}
-        outrun = champion is not None and min(champion["day"], before.get("champion_day") or "") > found.day
-        if carried_out if before["promoted"] else before["champion"] == now or outrun:
-            return pipeline.tables.read("promotion", found.day).to_dicts()[0], True
+    before = pipeline.tables.sound_info("promotion", day)
+    if before is None or (before["version"], before.get("rules")) != (version, gate_version(pipeline)):
+        return False
+    if before["promoted"]:
+        return version in {move["version"] for move in pipeline.champion.standing()}
+    return before["champion"] == (champion["version"] if champion else None) or (
+        champion is not None and bool(champion["day"] > day)
+    )
+
+
+def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
+    """The row of `promotions` for a day, and whether it stood there already. To be called under the champion's lock."""
+    if decision_stands(pipeline, found.day, found.hybrid.version):
+        return pipeline.tables.read("promotion", found.day).to_dicts()[0], True
     evidence = gather_evidence(pipeline, found)
     decision = decide(evidence, pipeline.settings.promotion)
     figures = asdict(evidence)
@@ -283,10 +289,9 @@ def _decided(pipeline: Pipeline, found: Sources) -> tuple[dict[str, Any], bool]:
     }
     info = {
         "version": evidence.version,
-        "rules": rules,
+        "rules": gate_version(pipeline),
         "promoted": decision.promote,
         "champion": evidence.champion_version,
-        "champion_day": evidence.champion_day,
     }
     pipeline.tables.publish_frame("promotion", found.day, pl.DataFrame([row], schema=_PROMOTION_SCHEMA), info)
     if decision.promote:

@@ -112,7 +112,7 @@ def raw_events(
         changed = [
             day for day in days if not raw_stands(known[day], listing.fingerprint(found.days[day]), settings.bucket)
         ]
-        refused = {} if config.force else _shrinking(pipeline, changed, known, found.days)
+        refused = {} if config.force else shrinking(pipeline, changed, known, found.days)
         accepted = [day for day in changed if day not in refused]
         seconds = {}
         for day, started in _take_over(pipeline, accepted, found.days, {} if config.force else known, context):
@@ -155,10 +155,10 @@ def _console_link(bucket: Bucket, objects: list[LogObject]) -> dict[str, dg.Meta
     return {"in the bucket": dg.MetadataValue.url(url)} if url else {}
 
 
-def _shrinking(
+def shrinking(
     pipeline: Pipeline, days: list[str], known: dict[str, Any], found: dict[str, list[LogObject]]
 ) -> dict[str, str]:
-    """Days that would lose more than is believable, with what to say of each."""
+    """Days that would lose more than is believable of what is `known` of them, with what to say of each."""
     refused = {}
     for day in days:
         now = sum(obj.size for obj in found[day])

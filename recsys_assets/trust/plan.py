@@ -191,8 +191,8 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
         for day in pipeline.tables.days(table):
             info = pipeline.tables.sound_info(table, day) or {}
             if day in sets and info.get("version") != lists_version(pipeline, sets[day]):
-                same = pipeline.artifacts.current("training_set", day)
-                why = "training_set of its day" if same is None or same.version != sets[day] else ""
+                present = pipeline.artifacts.current("training_set", day)
+                why = "training_set of its day" if present is None or present.version != sets[day] else ""
                 yield from outdated(table, day, [why or "the champion, settings, available items or code changed"])
             elif judged:
                 yield Outdated(table, day, "only if the gate makes a model that it judges again the champion", False)
