@@ -357,7 +357,13 @@ class EvaluationSettings(_Section):
 
 
 class PromotionSettings(_Section):
-    tolerance: float = Field(0.02, ge=0, description="relative NDCG@10 loss that still counts as not worse")
+    tolerance: float = Field(0.02, ge=0, le=1, description="relative NDCG@10 loss that still counts as not worse")
+    member_tolerance: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="relative NDCG@10 loss of a member alone, on a day it has learned; 1: not looked at",
+    )
     min_coverage: float = Field(0.001, ge=0, le=1, description="share of the catalogue that the lists must reach")
     pooled_days: int = Field(7, ge=1, description="unseen days since the champion's that are compared together")
 

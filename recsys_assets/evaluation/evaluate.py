@@ -1,8 +1,8 @@
 """A day's evaluation and the comparison with the champion, over a store."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from recsys_assets.evaluation.measure import (
     restricted,
 )
 from recsys_assets.evaluation.metrics import Array, coverage, paired_bootstrap
-from recsys_assets.evaluation.promotion import GATE_LEVEL, Evidence
+from recsys_assets.evaluation.promotion import GATE_LEVEL, Evidence, verdict
 from recsys_assets.evaluation.tasks import Task, bought_pairs, prediction_task
 from recsys_assets.models.base import Log
 from recsys_assets.models.hybrid import HybridModel, Recommendations
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.alignment import in_model_space
+from recsys_assets.settings import Settings
 from recsys_assets.storage.artifacts import Artifact, ArtifactError
 from recsys_assets.training.blend import load_hybrid, load_measured
 from recsys_assets.training.events import Events, Ints, TrainingSet
@@ -182,36 +183,36 @@ def gather_evidence(pipeline: Pipeline, found: Sources) -> Evidence:
     }
     final, _ = load_hybrid(found.hybrid)
     if not len(task):
-        return Evidence(**evidence, failed_checks=unsound(final, None))
+        return Evidence(**evidence, failed_checks=unsound(final))
     measured = load_measured(pipeline, found.hybrid)
-    shown = measured.recommend(
-        task.history, task.at_ms, _LENGTH, forbidden=(task.forbidden_rows, task.forbidden_items), detail=True
-    )
+    shown, served = _shown(measured, task), _shown(final, task)
     own = ndcg_per_user(shown.items, task)
     popular = ndcg_per_user(popular_lists(found.data.events, task, _LENGTH), task)
     evidence |= {
         "ndcg": float(own.mean()),
         "over_popularity": paired_bootstrap(own - popular, samples, seed),
         "coverage": coverage(shown.items[:, :MAIN_CUTOFF], task.history.n_items),
-        "failed_checks": unsound(final, shown),
+        "failed_checks": unsound(final, shown, served),
     }
-    theirs = _champion_ndcg(pipeline, champion, found, task) if champion else None
-    if theirs is None or champion is None:
+    before = _champion_ndcg(pipeline, champion, found, task) if champion else None
+    if before is None or champion is None:
         return Evidence(**evidence)
+    theirs = before[HYBRID]
     evidence |= {
         "champion_ndcg": float(theirs.mean()),
         "over_champion": paired_bootstrap(own - theirs, samples, seed, GATE_LEVEL),
+        "failed_checks": evidence["failed_checks"] + spoiled(_ndcg_of_each(served, task), before, settings),
     }
     ours, others = [own], [theirs]
     oldest = max(shift(champion["day"], 1), shift(found.day, 1 - settings.promotion.pooled_days))
     for earlier in lineage(pipeline, found.hybrid, oldest):
         start = day_start_ms(earlier.info["day"], settings.calendar.time_zone)
         end = day_start_ms(shift(earlier.info["day"], 1), settings.calendar.time_zone)
-        before = prediction_task(found.data, start, end, settings)
-        against = _champion_ndcg(pipeline, champion, found, before) if len(before) else None
+        past = prediction_task(found.data, start, end, settings)
+        against = _champion_ndcg(pipeline, champion, found, past) if len(past) else None
         if against is not None:
-            ours.append(ndcg_per_user(model_lists(load_measured(pipeline, earlier), before, _LENGTH)[HYBRID], before))
-            others.append(against)
+            ours.append(ndcg_per_user(_shown(load_measured(pipeline, earlier), past).items, past))
+            others.append(against[HYBRID])
     if len(ours) > 1:
         together, their_all = np.concatenate(ours), np.concatenate(others)
         evidence |= {
@@ -249,31 +250,69 @@ def lineage(pipeline: Pipeline, hybrid: Artifact, oldest: str) -> Iterator[Artif
         hybrid = before
 
 
-def unsound(model: HybridModel, shown: Recommendations | None) -> tuple[str, ...]:
+def unsound(model: HybridModel, *shown: Recommendations) -> tuple[str, ...]:
     """What is wrong with a model whatever it is compared with: numbers that are none, lists that repeat or are empty.
 
     Args:
         model: as it would be served.
-        shown: lists it gave on the unseen day, with the members' contributions; None if nobody is to be shown any.
+        shown: lists on the unseen day, as it was before that day and as it would be served; none if nobody is to be
+            shown any.
     """
     problems = [
         f"the member {name} holds numbers that are not finite"
         for name, member in model.members.items()
         if any(np.isnan(array).any() for array in member.state()[0].values() if array.dtype.kind == "f")
     ]
-    if shown is not None:
-        if not np.isfinite(shown.scores).all():
+    for found in shown:
+        if not np.isfinite(found.scores).all():
             problems.append("scores that are not finite")
-        ordered = np.sort(shown.items, axis=1)
+        ordered = np.sort(found.items, axis=1)
         if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
             problems.append("lists that show an item twice")
-        if empty := int((shown.items[:, :1] < 0).sum()):
-            problems.append(f"empty lists for {empty} of {len(shown.items)} users")
+        if empty := int((found.items[:, :1] < 0).sum()):
+            problems.append(f"empty lists for {empty} of {len(found.items)} users")
+    return tuple(dict.fromkeys(problems))
+
+
+def spoiled(served: Mapping[str, Array], before: Mapping[str, Array], settings: Settings) -> tuple[str, ...]:
+    """Which parts of a model were spoiled by its training: each alone ranks much worse than the champion's, on a day
+    that it has learned and the champion's has not.
+
+    What is compared on an unseen day shows less than this. A ranker makes good lists of what bad members propose, and
+    an update is measured as it was before it learned the day, which is what the champion is.
+
+    Args:
+        served: by name, float64[b] NDCG@10 of the challenger, as it would be served, and of each of its members alone.
+        before: the same of the champion. Names that only one of the two has are not compared.
+    """
+    samples, seed = settings.evaluation.bootstrap_samples, settings.training.seed
+    allowed = settings.promotion.member_tolerance
+    problems = []
+    for name in [name for name in served if name in before]:
+        had, change = float(before[name].mean()), served[name] - before[name]
+        if verdict(paired_bootstrap(change, samples, seed, GATE_LEVEL), had, allowed) == "worse":
+            part = "the whole ranking" if name == HYBRID else f"the member {name} alone"
+            problems.append(
+                f"{part} reaches NDCG@10 {served[name].mean():.4f} on a day it has learned, where the champion's, "
+                f"which has not, reaches {had:.4f}: a loss above promotion.member_tolerance, {allowed:.0%}"
+            )
     return tuple(problems)
 
 
-def _champion_ndcg(pipeline: Pipeline, champion: dict[str, Any], found: Sources, task: Task) -> Array | None:
-    """float64[b] NDCG@10 of the champion on a task; None where it has seen the day or cannot be read.
+def _shown(model: HybridModel, task: Task) -> Recommendations:
+    """The lists of a model, and of each of its members alone."""
+    barred = (task.forbidden_rows, task.forbidden_items)
+    return model.recommend(task.history, task.at_ms, _LENGTH, forbidden=barred, detail=True)
+
+
+def _ndcg_of_each(shown: Recommendations, task: Task) -> dict[str, Array]:
+    """float64[b] NDCG@10 by name: `HYBRID`, and each member alone."""
+    return {name: ndcg_per_user(lists, task) for name, lists in {HYBRID: shown.items, **shown.lists}.items()}
+
+
+def _champion_ndcg(pipeline: Pipeline, champion: dict[str, Any], found: Sources, task: Task) -> dict[str, Array] | None:
+    """float64[b] NDCG@10 of the champion, and of each of its members alone, on a task; None where it has seen the day
+    or cannot be read.
 
     On its own day the champion is measured as it was before that day, as the challenger is.
     """
@@ -291,6 +330,7 @@ def _champion_ndcg(pipeline: Pipeline, champion: dict[str, Any], found: Sources,
         space = in_model_space(found.data, model_ids)
         history = space.events.before(task.at_ms).of_users(task.users)
         forbidden = bought_pairs(history, found.data.actions, pipeline.settings)
-        lists = space.to_data(model.recommend(history, task.at_ms, _LENGTH, forbidden=forbidden).items)
-        return ndcg_per_user(lists, task)
+        shown = model.recommend(history, task.at_ms, _LENGTH, forbidden=forbidden, detail=True)
+        translated = {name: space.to_data(lists) for name, lists in shown.lists.items()}
+        return _ndcg_of_each(replace(shown, items=space.to_data(shown.items), lists=translated), task)
     return None

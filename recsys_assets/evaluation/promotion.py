@@ -108,14 +108,14 @@ def decide(evidence: Evidence, settings: PromotionSettings) -> Decision:
         f"NDCG@10 {evidence.ndcg:.4f} against the champion's {evidence.champion_ndcg:.4f} "
         f"({_described(evidence.over_champion)}, {evidence.users} users)"
     )
-    verdict = _verdict(evidence.over_champion, evidence.champion_ndcg, settings.tolerance)
-    if verdict == "worse":
+    newest = verdict(evidence.over_champion, evidence.champion_ndcg, settings.tolerance)
+    if newest == "worse":
         return Decision(
             False, f"worse than the champion by more than the tolerance of {settings.tolerance:.0%}: {text}"
         )
     if evidence.over_champion_pooled is not None and evidence.pooled_champion_ndcg is not None:
         pooled = f"{evidence.pooled_days} unseen days together: {_described(evidence.over_champion_pooled)}"
-        together = _verdict(evidence.over_champion_pooled, evidence.pooled_champion_ndcg, settings.tolerance)
+        together = verdict(evidence.over_champion_pooled, evidence.pooled_champion_ndcg, settings.tolerance)
         if together == "worse":
             return Decision(
                 False, f"worse than the champion by more than the tolerance of {settings.tolerance:.0%} on {pooled}"
@@ -125,11 +125,11 @@ def decide(evidence: Evidence, settings: PromotionSettings) -> Decision:
     return Decision(
         True,
         f"not worse than the champion{again}: {text}"
-        + ("; so few users cannot show whether the loss is more than chance" if verdict == "unclear" else ""),
+        + ("; so few users cannot show whether the loss is more than chance" if newest == "unclear" else ""),
     )
 
 
-def _verdict(difference: Interval, champion_ndcg: float, tolerance: float) -> str:
+def verdict(difference: Interval, champion_ndcg: float, tolerance: float) -> str:
     """'worse', 'unclear' (a loss above the tolerance that may be chance) or 'not worse'."""
     if difference.mean >= -tolerance * champion_ndcg:
         return "not worse"
