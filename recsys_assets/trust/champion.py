@@ -8,6 +8,7 @@ import dagster as dg
 from recsys_assets.evaluation.promotion import ROLLED_BACK
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.training.blend import load_hybrid
 
 
 def timeline_lines(pipeline: Pipeline) -> Iterator[str]:
@@ -17,7 +18,7 @@ def timeline_lines(pipeline: Pipeline) -> Iterator[str]:
     if not moves:
         yield "there is no champion yet: run the job `train` for a day"
     since = moves[-1]["day"] if moves else ""
-    for day in reversed([day for day in pipeline.tables.days("promotion") if day > since]):
+    for day in reversed([day for day in pipeline.tables.days("promotion") if day >= since]):
         row = pipeline.tables.read("promotion", day).to_dicts()[0]
         if not row["promoted"]:
             yield f"{'':<29}refused      {day}  {row['model_version']}  {row['reason']}"
@@ -35,7 +36,7 @@ def roll_back(pipeline: Pipeline, to_day: str | None, reason: str) -> dict[str, 
 
     Raises:
         InputError: no reason is given, or there is no such earlier champion.
-        ArtifactError: its files are gone or damaged; the pointer stays.
+        ArtifactError: its files are gone, damaged or of another version of this program; the pointer stays.
     """
     if not reason.strip():
         raise InputError("say why: --reason is kept in the timeline")
@@ -61,9 +62,11 @@ def roll_back(pipeline: Pipeline, to_day: str | None, reason: str) -> dict[str, 
         if artifact is None:
             raise ArtifactError(
                 f"the files of the champion of {target['day']} ({target['version']}) are gone: retention.champions "
-                f"({pipeline.settings.retention.champions}) and retention.days say how many stay. The pointer stays."
+                f"({pipeline.settings.retention.champions}) and retention.days say how many stay, and none "
+                "stays that had learned from a user who was erased. The pointer stays."
             )
         artifact.verify()
+        load_hybrid(artifact)  # no lists can be made of a model that this program cannot read
         pipeline.champion.move(target["day"], target["version"], reason.strip(), ROLLED_BACK)
     return {"from": present, "to": target}
 

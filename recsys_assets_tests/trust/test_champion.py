@@ -4,6 +4,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pytest
 from click.testing import CliRunner
 
@@ -11,6 +12,7 @@ from recsys_assets.cli import main
 from recsys_assets.evaluation.promotion import Champion
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.storage.artifacts import ArtifactError, Artifacts
+from recsys_assets.training.members import CODE_VERSION
 from recsys_assets.trust.champion import roll_back, timeline_lines
 from recsys_assets.trust.retention import prune
 from recsys_assets_tests.graph import DAYS, TRAINED, changed, copy_home, make_home, run
@@ -72,6 +74,10 @@ def test_rollbacks_that_are_refused(home: Pipeline, tmp_path: Path) -> None:
         roll_back(home, DAYS[0], "why")
     before = home.champion.path.read_bytes()
     kept = home.artifacts.need("hybrid_model", FIRST).path
+    of_another_program = (kept / "manifest.json").read_text().replace('"member_code": "', '"member_code": "before ')
+    (kept / "manifest.json").write_text(of_another_program)
+    with pytest.raises(ArtifactError, match="was made by another version of this program"):
+        roll_back(home, None, "why")
     (kept / "items.parquet").write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"items\.parquet is missing or not what was published"):
         roll_back(home, None, "why")
@@ -87,12 +93,12 @@ def test_rollbacks_that_are_refused(home: Pipeline, tmp_path: Path) -> None:
 
 @pytest.fixture
 def four(tmp_path: Path) -> Pipeline:
-    """Champions a, b of one day, then c and d; their files hold nothing."""
+    """Champions a, b of one day, then c and d; models of no member."""
     pipeline = make_home(tmp_path)
     for day, name in zip((DAYS[0], DAYS[0], DAYS[1], DAYS[2]), "abcd", strict=True):
-        info = {"training_set": "none", "inputs": {"members": {}}, "parent": None}
-        with pipeline.artifacts.publish("hybrid_model", day, name, info):
-            pass
+        info = {"training_set": "none", "inputs": {"members": {}}, "parent": None, "weights": {}, "candidates": 1}
+        with pipeline.artifacts.publish("hybrid_model", day, name, {**info, "member_code": CODE_VERSION}) as folder:
+            pl.DataFrame({"item_id": ["i"]}).write_parquet(folder / "items.parquet")
         pipeline.champion.move(day, name, "for the test")
     return pipeline
 
@@ -159,6 +165,15 @@ def test_the_timeline_tells_everything(home: Pipeline) -> None:
         rows = connection.execute("SELECT event, day::VARCHAR, reason FROM champions").fetchall()
     assert [row[:2] for row in rows] == [("promoted", FIRST), ("promoted", SECOND), ("rolled back", FIRST)]
     assert rows[-1][2] == "the second was bad"
+
+
+def test_a_refusal_on_the_champions_own_day_is_told(home: Pipeline) -> None:
+    """Its day was built again, and what came of it was not let in."""
+    promoted = "\n".join(timeline_lines(home))
+    assert "refused" not in promoted
+    row = home.tables.read("promotion", SECOND).with_columns(promoted=False, reason=pl.lit("worse than it was"))
+    home.tables.publish_frame("promotion", SECOND, row, {"version": "another"})
+    assert next(timeline_lines(home)).endswith("worse than it was")
 
 
 def test_the_verbs(home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
