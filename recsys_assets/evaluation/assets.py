@@ -11,6 +11,7 @@ from recsys_assets import reporting
 from recsys_assets.evaluation.evaluate import CODE_VERSION, Sources, evaluate_day, gather_evidence, sources
 from recsys_assets.evaluation.measure import HYBRID, MAIN_CUTOFF, POPULAR
 from recsys_assets.evaluation.promotion import decide
+from recsys_assets.evaluation.tasks import task_settings
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.storage.artifacts import version_of
@@ -102,7 +103,7 @@ def evaluation_version(pipeline: Pipeline, hybrid_version: str) -> str:
         hybrid=hybrid_version,
         holdout=frozen.version if frozen else None,
         evaluation=pipeline.settings.evaluation.model_dump(),
-        recommend=pipeline.settings.recommend.model_dump(),
+        **task_settings(pipeline.settings),
         code=CODE_VERSION,
     )
 
@@ -240,8 +241,8 @@ def gate_version(pipeline: Pipeline) -> str:
     """The rules of the gate and of what it measures."""
     return version_of(
         promotion=pipeline.settings.promotion.model_dump(),
-        evaluation=pipeline.settings.evaluation.model_dump(),
-        recommend=pipeline.settings.recommend.model_dump(),
+        bootstrap_samples=pipeline.settings.evaluation.bootstrap_samples,
+        **task_settings(pipeline.settings),
         code=CODE_VERSION,
     )
 

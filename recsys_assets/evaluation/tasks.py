@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,17 @@ class Task:
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+def task_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that a task is made by: whoever learns from tasks or is measured on them depends on these."""
+    return {**barring_settings(settings), "target_actions": sorted(settings.evaluation.target_actions)}
+
+
+def barring_settings(settings: Settings) -> dict[str, Any]:
+    """The settings by which bought items stay out of lists."""
+    own = settings.recommend
+    return {"never_again_after": sorted(own.bought_actions) if own.bought_items == "remove" else []}
 
 
 def bought_pairs(history: Events, actions: Sequence[str], settings: Settings) -> tuple[Ints, Ints]:

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from recsys_assets import reporting
+from recsys_assets.evaluation.tasks import barring_settings
 from recsys_assets.models.base import Log
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
@@ -80,7 +81,7 @@ def make_lists(pipeline: Pipeline, day: str, log: Log) -> tuple[dict[str, Any], 
         InputError, ArtifactError: there is no champion or training set, or it is damaged.
     """
     training = pipeline.artifacts.need("training_set", day)
-    version = lists_version(pipeline, training.version)
+    version = lists_version(pipeline, "recommendations", training.version)
     info = pipeline.tables.sound_info("recommendations", day)
     if info is not None and info["version"] == version:
         return info, False
@@ -93,7 +94,7 @@ def make_lists(pipeline: Pipeline, day: str, log: Log) -> tuple[dict[str, Any], 
 def make_similar(pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
     """The same for `similar_items`."""
     training = pipeline.artifacts.need("training_set", day)
-    version = lists_version(pipeline, training.version)
+    version = lists_version(pipeline, "similar_items", training.version)
     info = pipeline.tables.sound_info("similar_items", day)
     if info is not None and info["version"] == version:
         return info, False
@@ -103,16 +104,20 @@ def make_similar(pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
     return info, True
 
 
-def lists_version(pipeline: Pipeline, training_version: str) -> str:
-    """What both kinds of lists are made of: the champion, the histories, and the settings that choose among items."""
-    champion = pipeline.champion.read()
-    available = available_by_setting(pipeline.settings)
+def lists_version(pipeline: Pipeline, table: str, training_version: str) -> str:
+    """What a day of `recommendations` or `similar_items` is made of: the champion, the histories, and the settings that
+    choose among items."""
+    champion, settings = pipeline.champion.read(), pipeline.settings
+    own: dict[str, Any] = {"similar_items": settings.recommend.similar_items}
+    if table == "recommendations":
+        available = available_by_setting(settings)
+        own = {
+            "count": settings.recommend.count,
+            **barring_settings(settings),
+            "available": sorted(available) if available is not None else None,
+        }
     return version_of(
-        champion=champion["version"] if champion else None,
-        training_set=training_version,
-        recommend=pipeline.settings.recommend.model_dump(),
-        available=sorted(available) if available is not None else None,
-        code=CODE_VERSION,
+        champion=champion["version"] if champion else None, training_set=training_version, **own, code=CODE_VERSION
     )
 
 

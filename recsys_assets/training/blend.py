@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow.parquet as pq
 
 from recsys_assets.days import day_start_ms, shift
-from recsys_assets.evaluation.tasks import Task, prediction_task
+from recsys_assets.evaluation.tasks import Task, prediction_task, task_settings
 from recsys_assets.models.base import Log
 from recsys_assets.models.hybrid import RANKER, HybridModel, Members, learn_weights
 from recsys_assets.models.ranker import Ranker
@@ -37,9 +37,9 @@ def recipe(settings: Settings) -> str:
     """A version of the settings that matter to the ranking."""
     return version_of(
         ranker=settings.ranker.model_dump(),
-        recommend=settings.recommend.model_dump(),
+        candidates=settings.recommend.candidates,
         training=settings.training.model_dump(exclude={"full_refit_days"}),
-        evaluation=settings.evaluation.model_dump(),
+        **task_settings(settings),
     )
 
 

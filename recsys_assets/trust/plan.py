@@ -190,7 +190,7 @@ def downstream(pipeline: Pipeline, interactions: dict[str, str]) -> Iterator[Out
     for table in ("recommendations", "similar_items"):
         for day in pipeline.tables.days(table):
             info = pipeline.tables.sound_info(table, day) or {}
-            if day in sets and info.get("version") != lists_version(pipeline, sets[day]):
+            if day in sets and info.get("version") != lists_version(pipeline, table, sets[day]):
                 present = pipeline.artifacts.current("training_set", day)
                 why = "training_set of its day" if present is None or present.version != sets[day] else ""
                 yield from outdated(table, day, [why or "the champion, settings, available items or code changed"])

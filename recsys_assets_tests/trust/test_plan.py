@@ -145,14 +145,17 @@ def test_other_code_of_the_gate_outdates_its_figures(known: Known, monkeypatch: 
     assert found == {(asset, day) for asset in ("evaluation", "promotion") for day in TRAINED}
 
 
-def test_a_member_that_was_made_again_outdates_its_hybrid(known: Known) -> None:
+def test_a_member_that_was_made_again_outdates_what_is_made_of_it(known: Known) -> None:
     pipeline, instance = known
     good = pipeline.artifacts.need("als_model", TRAINED[0])
     with pipeline.artifacts.publish("als_model", TRAINED[0], "another", good.info) as folder:
         link_tree(good.path / "final", folder / "final")
     found = {(each.asset, each.day): each.why for each in plan(pipeline, instance).outdated}
     assert found["hybrid_model", TRAINED[0]] == "als_model of its day"
-    assert {day for _, day in found} == {TRAINED[0]}
+    assert found["als_model", TRAINED[1]] == "als_model of the day before"
+    following = {("als_model", TRAINED[1]), *(("hybrid_model", day) for day in TRAINED[:2])}
+    judged = {(asset, day) for asset in ("evaluation", "promotion") for day in TRAINED[:2]}
+    assert set(found) == following | judged, "the last day was learned from scratch"
 
 
 def test_days_that_a_backfill_does_better_are_said(known: Known) -> None:
@@ -182,9 +185,11 @@ def test_days_that_wait_are_said(known: Known) -> None:
     [
         ({"training": {"window_days": 300}}, "training_set"),
         ({"als": {"alpha": 9.0}}, "als_model"),
-        ({"recommend": {"count": 9}}, "hybrid_model"),
+        ({"recommend": {"candidates": 29}}, "hybrid_model"),
+        ({"recommend": {"count": 9}}, "recommendations"),
+        ({"recommend": {"similar_items": 4}}, "similar_items"),
         ({"ingest": {"max_events_per_hour": 1000}}, "interactions"),
-        ({"evaluation": {"bootstrap_samples": 101}}, "hybrid_model"),
+        ({"evaluation": {"bootstrap_samples": 101}}, "evaluation"),
         ({"promotion": {"tolerance": 0.5}}, "promotion"),
     ],
 )
@@ -195,7 +200,7 @@ def test_a_changed_setting_outdates_what_depends_on_it(known: Known, section: di
     assert found.outdated[0].asset == first
     # The champion's day, built again, may change the lists of every day.
     may = {(asset, day) for asset in ("recommendations", "similar_items") for day in TRAINED}
-    rebuilt = {"als", "evaluation"} & {*section}
+    rebuilt = first in ("als_model", "hybrid_model")
     assert {(each.asset, each.day) for each in found.outdated if not each.certain} == (may if rebuilt else set())
     assert all(each.why for each in found.outdated)
 
