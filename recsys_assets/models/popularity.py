@@ -4,12 +4,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from recsys_assets.evaluation.metrics import top
 from recsys_assets.models.base import (
     Arrays,
     Events,
     Floats,
-    Ints,
     Log,
     Params,
     TrainingSet,
@@ -49,18 +47,6 @@ class PopularityModel:
         known = min(len(self.popularity), history.n_items)
         row[:known] = self.popularity[:known]
         return np.broadcast_to(row, (history.n_users, history.n_items))
-
-    def top_of_categories(self, category: Ints, n: int) -> Ints:
-        """int32[n_categories, n]: the most popular items of each category (int32[n_items], -1 unknown), -1 padded."""
-        lists = np.full((int(category.max(initial=-1)) + 1, n), -1, np.int32)
-        for position in range(len(lists)):
-            items = np.flatnonzero(category == position)
-            score = np.zeros(len(items), np.float32)
-            known = items < len(self.popularity)
-            score[known] = self.popularity[items[known]]
-            best = items[top(score[None, :], n)[0]]
-            lists[position, : len(best)] = best
-        return lists
 
     def state(self) -> tuple[Arrays, Params]:
         return {"popularity": self.popularity}, {}

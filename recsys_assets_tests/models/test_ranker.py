@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from recsys_assets.models import ranker as module
 from recsys_assets.models.features import ITEM_FEATURES, Shelf, hazards, item_table, pair_features
 from recsys_assets.models.hybrid import RANKER, HybridModel, learn_weights
 from recsys_assets.models.ranker import Ranker, shelf_of
@@ -159,6 +160,25 @@ def test_too_little_to_learn_from(data: TrainingSet) -> None:
     assert "too few" in lines[0]
     never = settings(ranker={"learn_lists": 0})
     assert Ranker.learn(data, [day_before_the_end(data, back) for back in range(35, 7, -1)], never) is None
+
+
+def test_bins_are_learned_from_many_lists_only(data: TrainingSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    days, quick = (
+        [day_before_the_end(data, back) for back in range(20, 7, -1)],
+        settings(ranker={"epochs": 1, "bins": 3}),
+    )
+    lines: list[str] = []
+    few = Ranker.learn(data, days, quick, lines.append)
+    assert few is not None
+    assert "low" not in few.network
+    monkeypatch.setattr(module, "_BIN_LISTS", int(lines[-1].split("learned from ")[1].split()[0]))
+    many = Ranker.learn(data, days, quick, lines.append)
+    assert many is not None
+    assert many.network["low"].shape == (len(many.network["mean"]), 3)
+    assert lines[-1].endswith("lists, 3 bins a number")
+    read, (rows, items) = Ranker.from_state(*many.state()), np.divmod(np.arange(60 * 24), 24)
+    expected = many.score(data.events, data.end_ms, rows, items)
+    np.testing.assert_array_equal(read.score(data.events, data.end_ms, rows, items), expected)
 
 
 def test_items_it_has_never_heard_of(data: TrainingSet, ranker: Ranker) -> None:
