@@ -2,11 +2,13 @@
 
 Everything is made anew from `raw_events` by the same functions: interactions, training sets, the members from their
 last full refit on, the hybrid, and the lists. What is not rebuilt but taken as it stands: raw_events, the frozen
-hold-out, the outcome of parameter searches, and a champion of another day.
+hold-out, the outcome of parameter searches, a champion of another day, and the hybrid whose weights were kept when
+settings or code changed since.
 """
 
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,18 +22,24 @@ from recsys_assets.models.base import Log
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.assets import make_lists, make_similar
 from recsys_assets.storage import files
-from recsys_assets.storage.artifacts import Artifact, ArtifactError, link, link_tree, load_state
+from recsys_assets.storage.artifacts import MANIFEST, Artifact, ArtifactError, link, link_tree, load_state
 from recsys_assets.storage.environment import differences, environment
 from recsys_assets.storage.tombstones import Tombstones
 from recsys_assets.storage.warehouse import scratch
+from recsys_assets.training import blend
 from recsys_assets.training.blend import blend_day
 from recsys_assets.training.holdout import Holdout
 from recsys_assets.training.members import fit_member
+from recsys_assets.training.search import asset_name
 from recsys_assets.training.training_set import merge_day
 from recsys_assets.trust.lineage import Made, parents
 
 LISTS = ("recommendations", "similar_items")
 ASSETS = ("interactions", "training_set", *[f"{name}_model" for name in MEMBERS], "hybrid_model", *LISTS)
+
+# Of a manifest's info: no part of what was made. How long it took, where a value was set, and days of the calendar.
+_ABOUT = {"seconds", "parameters", "missing_days"}
+_NEVER = 1 << 30  # updates in a row: which day was a refit is recorded, not decided again
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ def replay(pipeline: Pipeline, day: str, asset: str | None, place: Path, log: Lo
     """
     if asset is not None and asset not in ASSETS:
         raise InputError(f"{asset} cannot be replayed; known are {', '.join(ASSETS)}")
-    copy = _Scratch(pipeline.settings.model_copy(update={"home": place}), home_of=pipeline)
+    training = pipeline.settings.training.model_copy(update={"full_refit_days": _NEVER})
+    copy = _Scratch(pipeline.settings.model_copy(update={"home": place, "training": training}), home_of=pipeline)
     if asset == "interactions":
         if pipeline.tables.info("interactions", day) is None:
             raise InputError(f"interactions has no partition {day}")
@@ -85,31 +94,37 @@ def replay(pipeline: Pipeline, day: str, asset: str | None, place: Path, log: Lo
     lists = [name for name in LISTS if asset in (None, name) and pipeline.tables.path(name, day).exists()]
     if asset in LISTS and not lists:
         raise InputError(f"{asset} has no partition {day}")
-    chain = _chain(pipeline, day, models)
+    chain, kept = _chain(pipeline, day, models)
     sets = {made.day: made.version for made in chain if made.asset == "training_set"}
     log(f"{day}: {len(sets)} days of updates, {min(sets)} to {max(sets)}")
+    for made in kept:
+        log(f"{made.day}: {made.asset} was made under other settings or by other code: taken as it stands")
+        _take(pipeline, copy, made)
     recorded = _recorded(pipeline, sets)
     holdouts = {_need(pipeline, Made("training_set", *each)).info["holdout"] for each in sets.items()}
     frozen = _take_holdout(pipeline, copy, holdouts)
-    _take_searches(pipeline, copy, chain)
-    yield from _interactions(pipeline, copy, sorted(recorded), recorded)
     wanted = {(made.asset, made.day): made.version for made in chain}
     for each in sorted(sets):
+        known = _need(pipeline, Made("training_set", each, sets[each])).info["inputs"]["interactions"]
+        new = [of_day for of_day in sorted(known) if not copy.tables.path("interactions", of_day).exists()]
+        yield from _interactions(pipeline, copy, new, recorded)  # no day that was ingested after this set was made
         merge_day(copy, each, frozen)
         yield _compared(pipeline, copy, Made("training_set", each, sets[each]))
         for name in models:
             if name != "hybrid_model" and (name, each) in wanted:
                 published = _need(pipeline, Made(name, each, wanted[name, each]))
                 log(f"{each}: {name}")
+                _take_search(pipeline, copy, name.removesuffix("_model"), published)
                 fit_member(copy, name.removesuffix("_model"), each, published.info["mode"] == "full refit", log)
                 yield _compared(pipeline, copy, Made(name, each, published.version))
         if ("hybrid_model", each) in wanted:
             log(f"{each}: hybrid_model")
             blend_day(copy, each, log)
             yield _compared(pipeline, copy, Made("hybrid_model", each, wanted["hybrid_model", each]))
-    for name in lists:
-        log(f"{day}: {name}")
-        yield _lists(pipeline, copy, name, day)
+    for name in LISTS if asset is None else lists:
+        log(f"{day}: {name}" + ("" if name in lists else " has no such partition: not compared"))
+        if name in lists:
+            yield _lists(pipeline, copy, name, day)
 
 
 def _models(pipeline: Pipeline, asset: str | None, day: str) -> list[str]:
@@ -132,18 +147,40 @@ def _need(pipeline: Pipeline, made: Made) -> Artifact:
     return artifact
 
 
-def _chain(pipeline: Pipeline, day: str, models: list[str]) -> list[Made]:
-    """Everything that has to be made to make the models of a day: back to the full refits, with the training sets."""
+def _chain(pipeline: Pipeline, day: str, models: list[str]) -> tuple[list[Made], list[Made]]:
+    """Everything that has to be made to make the models of a day: back to the full refits, with the training sets. And
+    the hybrids that weights come from but that cannot be made any more: an update keeps them through a change of
+    settings or code, of which a manifest holds a digest only.
+
+    Raises:
+        InputError: two versions of one partition went into it.
+    """
     if not models:
-        return [Made("training_set", day, pipeline.artifacts.need("training_set", day).version)]
+        return [Made("training_set", day, pipeline.artifacts.need("training_set", day).version)], []
+    now = {"settings": blend.recipe(pipeline.settings), "code": blend.CODE_VERSION}
+    first = Made(models[-1], day, pipeline.artifacts.need(models[-1], day).version)
     found: dict[Made, None] = {}
-    waiting = [Made(models[-1], day, pipeline.artifacts.need(models[-1], day).version)]
+    kept: list[Made] = []
+    waiting = [first]
     while waiting:
         made = waiting.pop()
-        if made not in found:
-            found[made] = None
-            waiting += parents(made, _need(pipeline, made))
-    return list(found)
+        if made in found:
+            continue
+        artifact = _need(pipeline, made)
+        inputs = artifact.info["inputs"]
+        if made.asset == "hybrid_model" and made != first and any(inputs[name] != now[name] for name in now):
+            kept.append(made)
+            continue
+        found[made] = None
+        waiting += parents(made, artifact)
+    for (asset, of_day), some in itertools.groupby(sorted(found), key=lambda made: (made.asset, made.day)):
+        versions = [made.version for made in some]
+        if len(versions) > 1:
+            raise InputError(
+                f"{asset} of {of_day} was made again in the midst of this chain of updates: parts of it go back to "
+                f"version {versions[0]}, parts to {versions[1]}. Such a chain cannot be replayed"
+            )
+    return list(found), kept
 
 
 def _recorded(pipeline: Pipeline, sets: dict[str, str]) -> dict[str, str]:
@@ -183,16 +220,12 @@ def _take_holdout(pipeline: Pipeline, copy: Pipeline, versions: set[int | None])
     return copy.holdouts.current()
 
 
-def _take_searches(pipeline: Pipeline, copy: Pipeline, chain: list[Made]) -> None:
-    """The parameter searches that members of the chain took their options from."""
-    for made in chain:
-        search = _need(pipeline, made).info.get("search")
-        if search:
-            _take(
-                pipeline,
-                copy,
-                Made(f"{made.asset.removesuffix('_model')}_parameters", search["day"], search["version"]),
-            )
+def _take_search(pipeline: Pipeline, copy: Pipeline, name: str, published: Artifact) -> None:
+    """Leaves the parameter search that the member took its options from as the only one: a later one of an earlier day
+    was not there yet."""
+    shutil.rmtree(copy.artifacts.root / asset_name(name), ignore_errors=True)
+    if search := published.info.get("search"):
+        _take(pipeline, copy, Made(asset_name(name), search["day"], search["version"]))
 
 
 def _take(pipeline: Pipeline, copy: Pipeline, made: Made) -> None:
@@ -208,7 +241,7 @@ def _take(pipeline: Pipeline, copy: Pipeline, made: Made) -> None:
 
 
 def _interactions(
-    pipeline: Pipeline, copy: Pipeline, days: list[str], recorded: dict[str, str] | None = None
+    pipeline: Pipeline, copy: Pipeline, days: Iterable[str], recorded: dict[str, str] | None = None
 ) -> Iterator[Compared]:
     copy.settings.store.mkdir(parents=True, exist_ok=True)
     with scratch(copy.settings.store) as connection:
@@ -228,10 +261,10 @@ def _lists(pipeline: Pipeline, copy: Pipeline, name: str, day: str) -> Compared:
     info = pipeline.tables.info(name, day) or {}
     champion = Made("hybrid_model", info["model_day"], info["model_version"])
     _take(pipeline, copy, champion)
-    if copy.champion.read() is None:
-        copy.champion.move(champion.day, champion.version, "the champion that made the lists")
+    copy.champion.move(champion.day, champion.version, "the champion that made the lists")
     available = pipeline.settings.recommend.available_items_file
     if available and not (copy.settings.home / available).exists():
+        (copy.settings.home / available).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(pipeline.settings.home / available, copy.settings.home / available)
     made, _ = make_lists(copy, day, lambda _: None) if name == "recommendations" else make_similar(copy, day)
     return _table(pipeline, copy, name, day, info["version"], made["version"])
@@ -264,8 +297,17 @@ def _difference(published: Artifact, rebuilt: Artifact) -> str | None:
     for name in sorted({*theirs, *ours}):
         if name not in theirs or name not in ours:
             return f"{name} is only in what was {'rebuilt' if name in ours else 'published'}"
+        file = published.path / name
+        if not file.is_file() or files.sha256(file) != theirs[name]["sha256"]:
+            return f"{name} is missing or no longer what was published"
         if theirs[name]["sha256"] != ours[name]["sha256"]:
-            return _first_difference(published.path / name, rebuilt.path / name)
+            return _first_difference(file, rebuilt.path / name)
+    there = {path.relative_to(published.path).as_posix() for path in published.path.rglob("*") if path.is_file()}
+    if others := sorted(there - {*theirs, MANIFEST}):
+        return f"{others[0]} lies there, but was not published"
+    for name in sorted({*published.info, *rebuilt.info} - _ABOUT):
+        if published.info.get(name) != rebuilt.info.get(name):
+            return f"{MANIFEST}: {name}"
     return None
 
 
@@ -280,7 +322,10 @@ def _first_difference(theirs: Path, ours: Path) -> str:
                 apart = np.abs(then[name].astype(np.float64) - now[name].astype(np.float64))
                 return f"{theirs.parent.name}/{theirs.name}: {name}, by at most {np.nanmax(apart):.3g}"
     if theirs.suffix == ".parquet":
-        before, after = pl.read_parquet(theirs), pl.read_parquet(ours)
+        try:
+            before, after = pl.read_parquet(theirs), pl.read_parquet(ours)
+        except pl.exceptions.PolarsError:
+            return f"{theirs.name} is damaged: {theirs.stat().st_size} bytes that are no Parquet"
         if before.shape != after.shape or before.columns != after.columns:
             return f"{theirs.name}: {before.height} rows were published, {after.height} made"
         for name in before.columns:

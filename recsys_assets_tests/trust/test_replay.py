@@ -7,9 +7,13 @@ from click.testing import CliRunner
 
 from recsys_assets.cli import main
 from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.serving.assets import make_lists, make_similar
 from recsys_assets.storage import artifacts as artifacts_module
 from recsys_assets.storage.artifacts import ArtifactError
 from recsys_assets.storage.environment import differences, environment
+from recsys_assets.training.blend import blend_day
+from recsys_assets.training.members import fit_member
+from recsys_assets.training.training_set import merge_day
 from recsys_assets.trust.replay import Compared, replay, verdict
 from recsys_assets_tests.graph import DAYS, INGEST, changed, copy_home, run, snapshot
 
@@ -73,19 +77,88 @@ def harmed(pipeline: Pipeline, asset: str, name: str) -> None:
 
 def test_the_first_difference_is_named(home: Pipeline, tmp_path: Path) -> None:
     harmed(home, "als_model", "final/arrays.safetensors")
-    found = replayed(home, DAYS[4], "als_model", tmp_path / "scratch")
-    wrong = [each for each in found if each.difference]
-    assert [(each.asset, each.day) for each in wrong] == [("als_model", DAYS[4])]
-    assert "final/arrays.safetensors: item_factors, by at most 1" in str(wrong[0].difference)
-    equal, text = verdict(found)
-    assert not equal
-    assert text.startswith(f"not equal: first als_model of {DAYS[4]}: final/arrays.safetensors: item_factors")
-
     frame = home.tables.read("interactions", DAYS[1]).with_columns(item_id=pl_reverse("item_id"))
     home.tables.publish_frame("interactions", DAYS[1], frame, home.tables.info("interactions", DAYS[1]) or {})
-    first = next(each for each in replayed(home, DAYS[4], "als_model", tmp_path / "again") if each.difference)
-    assert (first.asset, first.day) == ("interactions", DAYS[1])
-    assert first.difference == f"{DAYS[1]}.parquet: column item_id from row 0 on"
+    found = replayed(home, DAYS[4], "als_model", tmp_path / "scratch")
+    wrong = [each for each in found if each.difference]
+    assert [(each.asset, each.day) for each in wrong] == [("interactions", DAYS[1]), ("als_model", DAYS[4])]
+    assert wrong[0].difference == f"{DAYS[1]}.parquet: column item_id from row 0 on"
+    assert "final/arrays.safetensors: item_factors, by at most 1" in str(wrong[1].difference)
+    equal, text = verdict(found)
+    assert not equal
+    assert text == f"not equal: first interactions of {DAYS[1]}: {wrong[0].difference}"
+
+
+def test_what_was_damaged_since_is_no_equality(home: Pipeline, tmp_path: Path) -> None:
+    """Of a chain of updates: in any of its partitions, in files that a rebuilt one does not read, in a manifest."""
+    sets = {day: home.artifacts.need("training_set", day).path for day in DAYS[3:5]}
+    models = {day: home.artifacts.need("als_model", day).path for day in DAYS[3:5]}
+    table = home.tables.path("interactions", DAYS[1])
+    table.write_bytes(table.read_bytes()[:4] + bytes(400) + table.read_bytes()[404:])
+    events = sets[DAYS[3]] / "events.parquet"
+    events.write_bytes(events.read_bytes()[:50] + b"!" + events.read_bytes()[51:])
+    (models[DAYS[3]] / "test" / "params.json").unlink()
+    (sets[DAYS[4]] / "more.parquet").write_bytes(b"")
+    manifest = models[DAYS[4]] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"updates_in_a_row": 1', '"updates_in_a_row": 2'))
+    found = replayed(home, DAYS[4], "als_model", tmp_path / "scratch")
+    assert {(each.asset, each.day): each.difference for each in found if each.difference} == {
+        ("interactions", DAYS[1]): f"{DAYS[1]}.parquet is damaged: {table.stat().st_size} bytes that are no Parquet",
+        ("training_set", DAYS[3]): "events.parquet is missing or no longer what was published",
+        ("als_model", DAYS[3]): "test/params.json is missing or no longer what was published",
+        ("training_set", DAYS[4]): "more.parquet lies there, but was not published",
+        ("als_model", DAYS[4]): "manifest.json: updates_in_a_row",
+    }
+
+
+def test_what_came_later_and_what_no_version_holds_make_no_difference(home: Pipeline, tmp_path: Path) -> None:
+    (home.settings.home / "lists").mkdir()
+    items = sorted(home.tables.read("recommendations", DAYS[4])["item_id"].unique())
+    (home.settings.home / "lists" / "stock.txt").write_text("\n".join(items[::2]))
+    day = DAYS[3]  # a search of a day that was trained before
+    with home.artifacts.publish("als_parameters", day, "v", {"day": day, "parameters": {"alpha": 9.0}}) as folder:
+        (folder / "trials.json").write_text("[]")
+    own = {"candidates": 29, "available_items_file": "lists/stock.txt"}
+    now: dict[str, Any] = {"sequence": {"max_tokens": 1000}, "recommend": own}
+    home = changed(home, **now)
+    refit, _, _ = fit_member(home, "als", DAYS[4], False, silent)
+    hybrid, _ = blend_day(home, DAYS[4], silent)
+    assert (refit.info["mode"], refit.info["search"]["day"]) == ("full refit", day)
+    assert hybrid.info["parent"]["day"] == day, "its weights are those of a hybrid that was made under other settings"
+    make_lists(home, DAYS[4], silent)
+    home.champion.move(DAYS[4], hybrid.version, "for the test")
+    make_similar(home, DAYS[4])  # by another champion than the lists
+    home = changed(home, **now, training={"full_refit_days": 1})
+    said: list[str] = []
+    found = list(replay(home, DAYS[4], None, tmp_path / "scratch", said.append))
+    assert [(each.asset, each.day, each.difference) for each in found if each.difference] == []
+    assert {each.day for each in found if each.asset == "hybrid_model"} == {DAYS[4]}
+    assert f"{day}: hybrid_model was made under other settings or by other code: taken as it stands" in said
+
+
+def test_a_day_that_was_ingested_after_the_first_model_of_a_chain(home: Pipeline, tmp_path: Path) -> None:
+    """An empty one, that leaves the item map as it was: with any other the models learn from scratch."""
+    home.tables.path("interactions", DAYS[1]).unlink()
+    for late, day in enumerate(DAYS[3:5]):
+        if late:
+            shutil.rmtree(home.settings.home / "bucket" / "logs" / DAYS[1].replace("-", "/"))
+            force = {"ops": {name: {"config": {"force": True}} for name in INGEST}}
+            run(home, INGEST, [DAYS[1]], config=force)
+        merge_day(home, day, home.holdouts.current())
+        model, _, _ = fit_member(home, "als", day, False, silent)
+    assert model.info["mode"] == "update"
+    found = replayed(home, DAYS[4], "als_model", tmp_path / "scratch")
+    assert [(each.asset, each.day, each.difference) for each in found if each.difference] == []
+
+
+def test_two_versions_of_a_day_in_one_chain_are_told(home: Pipeline, tmp_path: Path) -> None:
+    other = changed(home, sequence={"max_tokens": 1000}, als={"alpha": 9.0})
+    fit_member(other, "als", DAYS[3], False, silent)
+    blend_day(other, DAYS[3], silent)
+    home = changed(other, sequence={"max_tokens": 1000})
+    blend_day(home, DAYS[4], silent)  # takes the new weights, with a member that goes back to the state before
+    with pytest.raises(InputError, match=rf"als_model of {DAYS[3]} was made again in the midst of this chain"):
+        replayed(home, DAYS[4], "hybrid_model", tmp_path / "scratch")
 
 
 def pl_reverse(column: str) -> Any:
