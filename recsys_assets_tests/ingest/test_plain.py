@@ -1,5 +1,7 @@
-"""What the short way takes comes out as the SQL gives it, and it takes what is plain. PLAIN_ROUNDS=1000 compares as many
-batches of random objects; `make test` takes 25 of each size of a group."""
+"""What the short way takes comes out as the SQL gives it, and it takes what is plain.
+
+PLAIN_ROUNDS=1000 compares so many batches of random objects; `make test` takes 25 for each size of a group.
+"""
 
 import gzip
 import json
