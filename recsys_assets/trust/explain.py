@@ -10,6 +10,7 @@ import polars as pl
 
 from recsys_assets.days import shift
 from recsys_assets.evaluation.tasks import bought_pairs
+from recsys_assets.ingest.versions import FINGERPRINT
 from recsys_assets.models.hybrid import Recommendations
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.recommend import Recommender, allowed_items, available_by_setting
@@ -92,9 +93,10 @@ def explain(pipeline: Pipeline, user: str, item: str, day: str | None = None) ->
     hybrid = _kept(pipeline, "hybrid_model", row["model_day"], row["model_version"])
     training = _kept(pipeline, "training_set", day, row["data_version"])
     model, model_ids = load_hybrid(hybrid)
-    recommender = Recommender(model, hybrid, model_ids, read_training_set(training), day, pipeline.settings)
-    position = recommender.users[user]
-    history = recommender.events.of_users(np.array([position], np.int32))
+    data = read_training_set(training)
+    recommender = Recommender(model, hybrid, model_ids, data, day, pipeline.settings)
+    position = np.array([recommender.users[user]], np.int32)
+    history = recommender.events.of_users(position)
     wanted = list(recommender.items.ids).index(item)
     count = pipeline.settings.recommend.count
     shown = _lists(recommender, history, history, count, detail=True)
@@ -106,7 +108,13 @@ def explain(pipeline: Pipeline, user: str, item: str, day: str | None = None) ->
             f"made again under today's settings: {now}. Settings, available items or the environment changed since the "
             "list was made; what follows is of the list as it would be made now"
         )
+    if unknown := len(data.events.of_users(position)) - len(history):
+        notes.append(f"{unknown} more events are with items that the model of {row['model_day']} does not know")
     items, without = _without_each(recommender, history, wanted, count)
+    if untried := len(np.unique(history.item)) - len(items):
+        notes.append(
+            f"{untried} more items of the history are older than the {_TRIED_ITEMS} newest: not left out in turn"
+        )
     falls = [_fall(rank, place, count) for rank in without]
     ranked = sorted(range(len(items)), key=lambda i: (-falls[i], i))
     order = [i for i in ranked if falls[i]][:_SHOWN_ITEMS] or ranked[:_SHOWN_UNMOVED]
@@ -155,9 +163,10 @@ def lines(found: Explanation) -> Iterator[str]:
         score = f"{share.score:>9.3f}" if share.score is not None else f"{'-':>9}"
         alone = f"number {share.alone}" if share.alone else "no place"
         yield f"{share.member:<14}{share.weight:>8.3g}{score}{share.contribution:>+9.3f}  {alone}"
+    yield f"{'the list says':<31}{row['score']:>+9.3f}"
     yield ""
     yield f"the user has {found.events} events from {found.window[0]} to {found.window[1]}; those that mattered most,"
-    yield "by what leaving them out does to the rank:"
+    yield "by what leaving them out does to the rank (times in UTC, records counted from 0):"
     if not found.influences:
         yield "  none: without history popularity decides"
     for influence in found.influences:
@@ -325,6 +334,10 @@ def _moved_on(pipeline: Pipeline, training: Artifact, days: set[str]) -> Iterato
         info = pipeline.tables.sound_info("interactions", day)
         if info is None or info["version"] != training.info["inputs"]["interactions"][day]:
             yield f"interactions of {day} have been made again since; their objects are named as they are now"
+            continue
+        raw = pipeline.tables.sound_info("raw_events", day)
+        if raw is not None and raw[FINGERPRINT] != info[FINGERPRINT]:
+            yield f"objects of {day} have been read again since, not yet its events; the ETags are those read last"
 
 
 def _training(pipeline: Pipeline, hybrid: Artifact) -> Iterator[str]:

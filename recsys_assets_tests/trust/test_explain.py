@@ -14,6 +14,7 @@ from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.serving.assets import make_lists
 from recsys_assets.serving.recommend import Recommender, allowed_items
 from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.training.training_set import merge_day
 from recsys_assets.trust.champion import roll_back
 from recsys_assets.trust.explain import explain, lines
 from recsys_assets_tests.graph import DAYS, TRAINED, changed, copy_home
@@ -167,6 +168,38 @@ def test_other_scores_and_a_shorter_window_are_told(trained_home: Pipeline, tmp_
     assert f"from {DAYS[4]} to {DAY}" in found.training[0]
 
 
+def test_objects_that_were_read_again_and_items_that_were_not_looked_at_are_told(
+    trained_home: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, wanted = copy_home(trained_home, tmp_path / "home"), row(trained_home, 0)
+    user, item = str(wanted["user_id"]), str(wanted["item_id"])
+    for day in DAYS[:7]:  # as a kill between the two assets leaves it
+        frame, info = home.tables.read("raw_events", day), home.tables.info("raw_events", day) or {}
+        home.tables.publish_frame("raw_events", day, frame, {**info, "fingerprint": "another"})
+    monkeypatch.setattr("recsys_assets.trust.explain._TRIED_ITEMS", 1)
+    found = explain(home, user, item)
+    assert found.notes[0].endswith("more items of the history are older than the 1 newest: not left out in turn")
+    assert found.notes[1:] == [
+        f"objects of {day} have been read again since, not yet its events; the ETags are those read last"
+        for day in sorted({source.day for influence in found.influences for source in influence.sources})
+    ]
+
+
+def test_events_with_items_that_the_model_does_not_know_are_counted(trained_home: Pipeline, tmp_path: Path) -> None:
+    """A late object renumbered the items: the champion ranks by what it knows."""
+    home, wanted = copy_home(trained_home, tmp_path / "home"), row(trained_home, 0)
+    user, item = str(wanted["user_id"]), str(wanted["item_id"])
+    before = explain(home, user, item)
+    frame, info = home.tables.read("interactions", DAYS[0]), home.tables.info("interactions", DAYS[0]) or {}
+    late = frame.filter(pl.col("reason").is_null()).head(1).with_columns(user_id=pl.lit(user), item_id=pl.lit("0late"))
+    home.tables.publish_frame("interactions", DAYS[0], pl.concat([frame, late]), {**info, "version": "another"})
+    merge_day(home, DAY, home.holdouts.current())
+    make_lists(home, DAY, lambda _: None)
+    found = explain(home, user, item)
+    assert found.events == before.events
+    assert found.notes == [f"1 more events are with items that the model of {DAY} does not know"]
+
+
 def test_the_verb(trained_home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_HOME", "")
     wanted = row(trained_home, 3)
@@ -176,6 +209,7 @@ def test_the_verb(trained_home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> No
     for part in (
         str(wanted["model_version"]),
         str(wanted["data_version"]),
+        f"the list says{wanted['score']:>+27.3f}\n",
         "etag ",
         f"learned from scratch on {TRAINED[0]}, updates since: 1",
         "logs/2025",
