@@ -468,11 +468,13 @@ def redraw_holdout(day: datetime, reason: str) -> None:
 @explained
 def ui(port: int) -> None:
     """Dagster's UI and daemon on loopback, for this home."""
+    from recsys_assets.alive import serves
     from recsys_assets.launch import dagster_home, open_instance
     from recsys_assets.pipeline import Pipeline
 
     home = load_settings().home
     folder = dagster_home(home)
+    serves(home, port)
     open_instance(Pipeline.open()).dispose()  # runs that a power cut ended must not seem to be at work
     workspace = Path(__file__).resolve().parent.parent / "workspace.yaml"
     dagster = shutil.which("dagster", path=str(Path(sys.executable).parent)) or "dagster"

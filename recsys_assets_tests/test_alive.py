@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,17 @@ import dagster as dg
 import filelock
 import pytest
 
-from recsys_assets.alive import at_work, fail_dead_runs
+from recsys_assets.alive import at_work, fail_dead_runs, serves
 from recsys_assets.ingest.sensors import new_log_prefixes
 from recsys_assets.launch import open_instance, run_job
+from recsys_assets.pipeline import InputError
 from recsys_assets_tests.graph import DAYS, fill, make_home
 
 KILLED_IN_A_RUN = """
 import os, signal, sys
 from recsys_assets.ingest import assets
 from recsys_assets.launch import open_instance, run_job
+from recsys_assets.pipeline import InputError
 from recsys_assets.pipeline import Pipeline
 def clean_day(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -86,3 +89,17 @@ def test_one_command_at_a_time_makes_the_databases(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(dg.DagsterInstance, "get", staticmethod(get))
     open_instance(make_home(tmp_path)).dispose()
     assert locked == [True]
+
+
+def test_one_ui_a_home_and_a_port(tmp_path: Path) -> None:
+    """Dagster itself begins a second daemon for the home and stays, without a UI."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as freed:
+        port = freed.getsockname()[1]
+        with pytest.raises(InputError, match=r"cannot be opened .*in use.*: choose another port with --port"):
+            serves(tmp_path, taken.getsockname()[1])
+    lock = serves(tmp_path, port)
+    assert os.get_inheritable(lock), "`recsys ui` becomes `dagster dev`, which must go on holding it"
+    with pytest.raises(InputError, match=f"served already, at http://127.0.0.1:{port}: one"):
+        serves(tmp_path, port + 1)
+    os.close(lock)
+    os.close(serves(tmp_path, port))
