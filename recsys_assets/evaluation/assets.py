@@ -250,16 +250,18 @@ def gate_version(pipeline: Pipeline) -> str:
 def decision_stands(pipeline: Pipeline, day: str, version: str) -> bool:
     """Whether what was decided about this version of a day's hybrid is not decided again.
 
-    A decision stands while the model, the settings and the champion it was made against are the same, and, once it was
-    carried out, until it is rolled back: to materialize a champion's day again must not turn its row into a refusal.
+    A promotion that was carried out stands until it is rolled back, whatever the rules are now: to materialize a
+    champion's day again must not turn its row into a refusal. A refusal stands while the rules and the champion do.
     A model that was refused is not compared again while there is a champion of a newer day, which it cannot follow.
     """
     champion = pipeline.champion.read()
     before = pipeline.tables.sound_info("promotion", day)
-    if before is None or (before["version"], before.get("rules")) != (version, gate_version(pipeline)):
+    if before is None or before["version"] != version:
         return False
     if before["promoted"]:
         return version in {move["version"] for move in pipeline.champion.standing()}
+    if before.get("rules") != gate_version(pipeline):
+        return False
     return before["champion"] == (champion["version"] if champion else None) or (
         champion is not None and bool(champion["day"] > day)
     )

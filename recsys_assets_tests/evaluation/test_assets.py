@@ -122,6 +122,16 @@ def test_a_promotion_is_not_taken_back_by_running_it_again(home: Pipeline) -> No
     assert home.tables.path("promotion", SECOND).read_bytes() == before
 
 
+def test_a_promotion_that_was_carried_out_stands_under_other_rules(home: Pipeline) -> None:
+    """The champion's row must not say that it was refused, being the champion already."""
+    before = home.tables.path("promotion", SECOND).read_bytes()
+    other = changed(home, promotion={"pooled_days": 3})
+    ran = run(other, ["promotion"], TRAINED)
+    assert ran.metadata("promotion", SECOND)["unchanged"] is True
+    assert ran.metadata("promotion", FIRST)["promoted"] is True
+    assert home.tables.path("promotion", SECOND).read_bytes() == before
+
+
 def test_a_kill_before_the_pointer_moved_is_mended_by_running_again(home: Pipeline) -> None:
     """The row is written before the pointer moves."""
     hybrid = home.artifacts.need("hybrid_model", FIRST)
