@@ -13,9 +13,12 @@ from dagster._core.loader import LoadingContextForTest
 
 from recsys_assets.cli import main
 from recsys_assets.definitions import defs
+from recsys_assets.evaluation.promotion import ROLLED_BACK
 from recsys_assets.ingest.sensors import new_log_prefixes
+from recsys_assets.ingest.versions import cleaning_version, raw_version
 from recsys_assets.pipeline import Pipeline
 from recsys_assets.storage.artifacts import link_tree
+from recsys_assets.training.training_set import merge_day
 from recsys_assets.trust.explain import explain
 from recsys_assets.trust.plan import lines, plan
 from recsys_assets_tests.graph import DAYS, INGEST, TRAIN, changed, run, snapshot
@@ -136,6 +139,68 @@ def test_late_and_changed_objects(known: Known) -> None:
     assert f"{DAYS[2]}: 1 objects are not those that were read\n    changed {altered}" in text
     assert f"training_set      {DAYS[3]} to {DAYS[4]} (2 days): interactions of {DAYS[2]}\n" in text
     assert f"training_set      {DAYS[5]}: interactions of {DAYS[2]} to {DAYS[5]} (2 days)" in text
+
+
+def test_a_loss_that_the_run_refuses_rebuilds_nothing(known: Known) -> None:
+    pipeline, instance = known
+    for gone in pipeline.tables.read("raw_events", DAYS[2])["key"].unique():
+        remove(pipeline, gone)
+    found = plan(pipeline, instance)
+    assert [request.day for request in found.requests] == [*found.refused] == [DAYS[2]]
+    assert found.outdated == []
+    assert f"    will be refused: {found.refused[DAYS[2]]}" in list(lines(found))
+    assert run(pipeline, INGEST, [DAYS[2]], instance, must=False).said() == found.refused[DAYS[2]]
+
+
+def test_every_changed_day_is_in_the_plan_however_many_ticks_it_takes(known: Known) -> None:
+    pipeline, instance = known
+    slow = changed(pipeline, ingest={"max_requests_per_tick": 1, "window_days": 3660}, **QUICK)
+    for day in DAYS[:2]:
+        slow.bucket.put(f"logs/{day.replace('-', '/')}/late.json", b"[]")
+    found = plan(slow, instance)
+    assert [request.day for request in found.requests] == DAYS[:2]
+    assert found.notes == []
+    assert asked(slow, instance) == {(found.requests[0].run_key, DAYS[0])}
+
+
+def test_a_day_that_dagster_does_not_know_but_that_stands_outdates_nothing(known: Known) -> None:
+    """Records of an erased user were cut: what was read is less than what the bucket holds."""
+    pipeline, _ = known
+    raw = {**(pipeline.tables.info("raw_events", DAYS[2]) or {}), "erased": 2}
+    pipeline.tables.publish_frame("raw_events", DAYS[2], pipeline.tables.read("raw_events", DAYS[2]), raw)
+    info = pipeline.tables.info("interactions", DAYS[2]) or {}
+    info["version"] = cleaning_version(pipeline.settings, raw_version(raw))
+    pipeline.tables.publish_frame("interactions", DAYS[2], pipeline.tables.read("interactions", DAYS[2]), info)
+    for day in TRAINED:
+        merge_day(pipeline, day, pipeline.holdouts.current())
+    with dg.DagsterInstance.ephemeral() as unknowing:
+        found = plan(pipeline, unknowing)
+    assert [request.day for request in found.requests] == DAYS[:6]
+    assert [each for each in found.outdated if each.asset == "training_set"] == []
+
+
+def test_a_rollback_and_a_refused_model_that_will_be_judged_again(known: Known) -> None:
+    pipeline, instance = known
+    first, last = (pipeline.artifacts.need("hybrid_model", day).version for day in (TRAINED[0], TRAINED[-1]))
+    pipeline.champion.path.unlink()
+    pipeline.champion.move(TRAINED[0], first, "for the test")
+    pipeline.champion.move(TRAINED[-1], last, "for the test")
+    pipeline.champion.move(TRAINED[0], first, "for the test", ROLLED_BACK)
+    found = {(each.asset, each.day) for each in plan(pipeline, instance).outdated}
+    lists = {(asset, day) for asset in ("recommendations", "similar_items") for day in TRAINED}
+    assert found == {*lists, *(("promotion", day) for day in TRAINED)}
+    before = stored_versions(pipeline)
+    run(pipeline, ["promotion", "recommendations", "similar_items"], TRAINED, instance)
+    now = stored_versions(pipeline)
+    assert {where for where in now if now[where] != before[where]} == found
+    assert plan(pipeline, instance).outdated == []
+
+    pipeline.bucket.put(f"logs/{TRAINED[-1].replace('-', '/')}/late.json", b"[]")
+    later = plan(pipeline, instance).outdated
+    assert {each.day for each in later if each.certain} == {TRAINED[-1]}
+    assert {(each.asset, each.day) for each in later if not each.certain} == {
+        where for where in lists if where[1] != TRAINED[-1]
+    }
 
 
 def test_other_code_of_the_gate_outdates_its_figures(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
