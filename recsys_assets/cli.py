@@ -148,7 +148,9 @@ def recommend(user: str, category: str | None, available: Path | None, count: in
         available=read_item_list(available) if available else None,
     )
     if not recommender.knows(user):
-        click.echo(f"user {user} is unknown or has no events in the training window: popularity decides", err=True)
+        gone = user in pipeline.tombstones.read()
+        why = "was erased" if gone else "is unknown or has no events in the training window"
+        click.echo(f"user {user} {why}: popularity decides", err=True)
     if not entries:
         raise click.ClickException("no item is left after the filters")
     say(f"# model of {recommender.model_day} ({recommender.model_version}), history up to {recommender.data_day}")

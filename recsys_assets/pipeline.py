@@ -73,7 +73,7 @@ class Pipeline:
 
     @cached_property
     def tombstones(self) -> Tombstones:
-        return Tombstones(self.settings.home)
+        return Tombstones(self.settings.home, self.settings.actions)
 
     @cached_property
     def champion(self) -> "Champion":

@@ -24,7 +24,13 @@ _SPACE = " \t\n\v\f\r"
 _STRING = re.compile(r'"([^"\\\n]*(?:\\.[^"\\\n]*)*)"')
 _BARE = re.compile(r"[^\s\"',:{}\[\]\\]+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-_NUMBERED_USER = re.compile(r'"user_id\\?"\s*:\s*\\?"?[ ]*([+-]?[0-9.][0-9.eE+-]*)(?=[\s,}\]"\\])')
+_USER_FIELD = re.compile(r"u(?:ser)?[_-]?id|user", re.IGNORECASE)  # user_id, and what others call it
+_NUMBERED_USER = re.compile(
+    rf'"(?:{_USER_FIELD.pattern})\\?"\s*:\s*\\?"?[ ]*([+-]?[0-9.][0-9.eE+-]*)(?=[\s,}}\]"\\])', re.IGNORECASE
+)
+_NAMED_USER = re.compile(rf'"(?:{_USER_FIELD.pattern})\\?"\s*:\s*\\?"([^"\\]*)\\?"', re.IGNORECASE)
+# Texts of everybody's records: somebody who is called so would take all of them along.
+_FORMAT = frozenset(("timestamp", "item_id", "user_id", "action", "category_id", "price", "recsys", "erased"))
 _DIGITS = re.compile(r"-?\d+")
 _EXACT = 2**53
 _REMEMBERED = 1 << 20
@@ -41,8 +47,9 @@ class Erased:
         digests: their keyed hashes.
     """
 
-    def __init__(self, key: bytes, digests: Iterable[str]) -> None:
+    def __init__(self, key: bytes, digests: Iterable[str], actions: Iterable[str] = ()) -> None:
         self._key = key
+        self._common = _FORMAT | {each.casefold() for each in actions}
         self.digests = frozenset(digests)
         self._known: dict[str, bool] = {}
 
@@ -70,12 +77,13 @@ class Erased:
 
     def own(self, record: str, words: bool = True) -> bool:
         """Whether a record is an erased user's: a valid one by its user_id at any depth, or by a text in it that is the
-        whole id (digits alone are too common: they count as a user_id only); any other as `named_in` tells."""
+        whole id (digits alone, actions and names of our fields are too common: they count as a user_id only); any other
+        as `named_in` tells."""
         try:
             found = json.loads(record, object_pairs_hook=_Pairs, parse_int=_Digits, parse_float=_Digits)
         except (ValueError, RecursionError):
             return self.named_in(record, words)
-        return any(each in self for each in _ids(found))
+        return any(each in self and (is_user or not self._is_common(each)) for each, is_user in _ids(found))
 
     def named_in(self, text: str, words: bool = True) -> bool:
         """Whether a text that is no valid JSON names an erased user: in quotes, behind "user_id", or as a word.
@@ -83,29 +91,34 @@ class Erased:
         Args:
             words: False for the start of a record, where a word or text may be another's, cut off.
         """
-        if any(each in self and not _DIGITS.fullmatch(each) for each in _strings(text)):
+        if any(each in self and not self._is_common(each) for each in _strings(text)):
             return True
-        if any(_id_of(_Digits(each)) in self for each in _NUMBERED_USER.findall(text)):
+        # Digits at the very end are an id where the record breaks off, but in the start of one may go on.
+        if any(_id_of(_Digits(each)) in self for each in _NUMBERED_USER.findall(text + " " if words else text)):
             return True
-        return words and any(each in self and not _DIGITS.fullmatch(each) for each in set(_BARE.findall(text)))
+        if any(trimmed(each) in self for each in _NAMED_USER.findall(text)):
+            return True
+        return words and any(each in self and not self._is_common(each) for each in set(_BARE.findall(text)))
+
+    def _is_common(self, text: str) -> bool:
+        return bool(_DIGITS.fullmatch(text)) or text.casefold() in self._common
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object with all its fields, also those that stand in it twice."""
 
 
-def _ids(value: Any, field: str = "") -> Iterator[str]:
+def _ids(value: Any, is_user: bool = False) -> Iterator[tuple[str, bool]]:
+    """What may be an id, and whether it stands where a user's does: as `user_id`, `userId`, `user: {id}`."""
     if isinstance(value, _Pairs):
         for name, inner in value:
             yield from _ids(name)
-            yield from _ids(inner, name)
+            yield from _ids(inner, bool(_USER_FIELD.fullmatch(name)) or (is_user and name == "id"))
     elif isinstance(value, list):
         for inner in value:
-            yield from _ids(inner, field)
-    elif isinstance(value, str) and (
-        field == "user_id" or not (isinstance(value, _Digits) or _DIGITS.fullmatch(value))
-    ):
-        yield _id_of(value)
+            yield from _ids(inner, is_user)
+    elif isinstance(value, str) and (is_user or not isinstance(value, _Digits)):
+        yield _id_of(value), is_user
 
 
 def _id_of(value: str) -> str:
@@ -140,10 +153,11 @@ def digest_of(key: bytes, user: str) -> str:
 
 
 class Tombstones:
-    """The erased users of a home."""
+    """The erased users of a home. `actions`: those of the settings, which are nobody's id but in the place of one."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, actions: Iterable[str] = ()) -> None:
         self.folder = home / "erasure"
+        self._actions = frozenset(actions)
         self._key, self._list = self.folder / "key", self.folder / "tombstones.json"
 
     def read(self) -> Erased:
@@ -153,7 +167,7 @@ class Tombstones:
             ArtifactError: the list or its key is gone or damaged: nobody may pass for not erased then.
         """
         digests = [each["tombstone"] for each in self._entries()]
-        return Erased(self._key_bytes() if digests else b"", digests)
+        return Erased(self._key_bytes() if digests else b"", digests, self._actions)
 
     def add(self, user: str) -> str:
         """Records an erased user, unless that was done before. Returns the hash."""
@@ -177,7 +191,13 @@ class Tombstones:
         return digest
 
     def only(self, digest: str) -> Erased:
-        return Erased(self._key_bytes(), [digest])
+        return Erased(self._key_bytes(), [digest], self._actions)
+
+    def stayed_in_charge(self) -> list[dict[str, str]]:
+        """asset, day and version of each champion that had learned from an erased user, as the receipts have them."""
+        receipts = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob("receipts/*.json")]
+        models = [each for receipt in receipts for each in receipt["refit"] if each["asset"] == "hybrid_model"]
+        return [each for each in models if each["in_charge_until_then"]]
 
     def lock(self) -> filelock.BaseFileLock:
         """The operating system drops it with its process."""

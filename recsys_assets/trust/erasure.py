@@ -7,8 +7,10 @@ without the id. Only Dagster's logs are searched for the id itself.
 Each receipt (`HOME/erasure/receipts/`) says what was found before it is touched: a kill loses none of it.
 """
 
+import contextlib
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys_assets.ingest.assets import clean_day
 from recsys_assets.ingest.decode import RAW_SCHEMA, decode
 from recsys_assets.ingest.erased import cut_batch, cut_object
 from recsys_assets.ingest.events import REJECTED
@@ -27,14 +30,17 @@ from recsys_assets.ingest.readmit import consecutive
 from recsys_assets.ingest.validate import MARKER
 from recsys_assets.launch import RunFailed
 from recsys_assets.models import MEMBERS
+from recsys_assets.partitions import daily
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.storage import files
+from recsys_assets.storage.artifacts import ArtifactError
 from recsys_assets.storage.bucket import BucketError
 from recsys_assets.storage.tables import info_text
 from recsys_assets.storage.tombstones import Erased, trimmed
+from recsys_assets.storage.warehouse import scratch
 from recsys_assets.trust.lineage import Made, ancestry
 from recsys_assets.trust.retention import leftover_folders
-from recsys_assets.trust.scrub import holds, packed, pattern, scrub
+from recsys_assets.trust.scrub import holds, mask_in, mask_of, packed, pattern, scrub
 
 MODELS = ("hybrid_model", *[f"{name}_model" for name in MEMBERS])
 REFUSED = "refused: "
@@ -62,8 +68,14 @@ class Receipt:
 
     def __init__(self, folder: Path, tombstone: str) -> None:
         self.path = folder / "receipts" / f"{tombstone}.json"
-        self.content: dict[str, Any] = {
-            "tombstone": tombstone,
+        self.tombstone = tombstone
+        self.content: dict[str, Any] = {}
+        self.read()
+
+    def read(self) -> None:
+        """As it is now: another erasure of the same user may have written to it."""
+        self.content = {
+            "tombstone": self.tombstone,
             "begun": _now(),
             "finished": None,
             "logs_searched": False,
@@ -121,6 +133,7 @@ def erase(
     Raises:
         InputError: no user is given and nobody was erased so far.
         RunFailed: a day cannot be cleaned again. Asking once more goes on from there.
+        ArtifactError: a file is damaged, so that nobody can tell who is in it.
     """
     if user is not None and not user.strip():
         raise InputError("--user is empty")
@@ -133,15 +146,23 @@ def erase(
         for folder in leftover_folders(pipeline.settings.store):
             files.remove_leftovers(folder)
         for receipt in receipts:
+            receipt.read()
             receipt.save(finished=None)
-            _erase_one(pipeline, pipeline.tombstones.only(receipt.content["tombstone"]), receipt, run_job, say)
+            _erase_one(pipeline, pipeline.tombstones.only(receipt.tombstone), receipt, run_job, say)
             if delete_source:
-                _cut_source(pipeline, pipeline.tombstones.only(receipt.content["tombstone"]), receipt, say)
+                _cut_source(pipeline, pipeline.tombstones.only(receipt.tombstone), receipt, say)
     return receipts
 
 
 def finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: Callable[[str], None]) -> None:
     """The last step, when no run of ours writes to Dagster's history any more: its logs, then the receipts' ends."""
+    with pipeline.tombstones.lock():
+        for receipt in receipts:
+            receipt.read()
+        _finish(pipeline, user, receipts, say)
+
+
+def _finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: Callable[[str], None]) -> None:
     home = pipeline.settings.home
     if user is not None:
         (receipt,), user = receipts, trimmed(user)
@@ -150,6 +171,9 @@ def finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: C
                 receipt.note("touched", {"what": what, "file": path.relative_to(home).as_posix(), "records": times})
                 say(f"{what:<8} {path.relative_to(home).as_posix()}: {times} rows or lines masked")
         wanted = pattern(user)
+        for what, count in _mask_reasons(pipeline, wanted, mask_of(user)):
+            receipt.note("touched", {"what": what, "records": count}, "what")
+            say(f"{what:<16} {count} reasons masked")
         database = pipeline.warehouse.path
         if database.exists() and holds(database, wanted):  # it holds nothing but views
             receipt.note("touched", {"what": "warehouse", "file": database.relative_to(home).as_posix()})
@@ -167,6 +191,24 @@ def finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: C
     for receipt in receipts:
         refused = any(entry["what"].startswith(REFUSED) for entry in receipt.content["source"])
         receipt.save(finished=_now() if receipt.content["logs_searched"] and not refused else None)
+
+
+def _mask_reasons(pipeline: Pipeline, wanted: re.Pattern[bytes], mask: bytes) -> Iterator[tuple[str, int]]:
+    """Takes the id out of the reasons that people gave for a rollback or a new hold-out. Yields what held how many."""
+    with pipeline.champion.lock():
+        for path in (pipeline.champion.path, pipeline.holdouts.folder / "current.json"):
+            if path.exists() and (times := mask_in(path, wanted, mask)):
+                yield path.relative_to(pipeline.settings.store).as_posix(), times
+    for day in pipeline.tables.days("promotion"):  # a refusal repeats the reason of the rollback
+        frame, info = pipeline.tables.read("promotion", day), pipeline.tables.info("promotion", day) or {}
+        texts = json.dumps([frame.to_dicts(), info], default=str, ensure_ascii=False).encode()
+        if times := len(wanted.findall(texts)):
+            clean = pl.col(pl.String).map_elements(
+                lambda text: wanted.sub(mask, text.encode()).decode(), return_dtype=pl.String
+            )
+            info = json.loads(wanted.sub(mask, info_text(info).encode()))
+            pipeline.tables.publish_frame("promotion", day, frame.with_columns(clean), info)
+            yield f"promotion/{day}", times
 
 
 def _other_files(pipeline: Pipeline) -> Iterator[Path]:
@@ -204,22 +246,44 @@ def scan(pipeline: Pipeline) -> Iterator[Trace]:
     yield from _in_tables(pipeline, erased)
     yield from _in_training_sets(pipeline, erased)
     receipts = [Receipt(pipeline.tombstones.folder, each) for each in sorted(erased.digests)]
+    in_charge = _in_charge(pipeline)
     known = {_made(entry) for receipt in receipts for entry in receipt.content["refit"]}  # the champion of then
     for made in _made_of(pipeline, {made for receipt in receipts for made in receipt.removed_sets()}):
-        if made not in known:
+        if made not in known or made != in_charge:
             yield Trace(made.asset, f"{made.day}/{made.version}", 0)
 
 
 def _in_raw(pipeline: Pipeline, day: str, erased: Erased) -> dict[str, int]:
     found: dict[str, int] = {}
-    for batch in pq.ParquetFile(pipeline.tables.path("raw_events", day)).iter_batches(batch_size=100):
-        found |= cut_batch(batch, erased)[1]
+    path = pipeline.tables.path("raw_events", day)
+    with _readable(path):
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=100):
+            found |= cut_batch(batch, erased)[1]
     return found
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, pl.exceptions.ComputeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not of what stands in the file
+            raise
+        what = path.parent if path.name == "users.parquet" else path
+        raise ArtifactError(
+            f"{path} is damaged, so nobody can tell whether an erased user is in it. Bring it back from a copy, or "
+            f"delete {what} and materialize it again; then run `recsys erase` again"
+        ) from error
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    with _readable(path):
+        return pl.read_parquet(path, columns=columns)
 
 
 def _in_tables(pipeline: Pipeline, erased: Erased) -> Iterator[Trace]:
     for day in pipeline.tables.days("interactions"):
-        frame = pipeline.tables.read("interactions", day, ["user_id", "excerpt", "detail"])
+        frame = _read(pipeline.tables.path("interactions", day), ["user_id", "excerpt", "detail"])
         theirs = _theirs(frame["user_id"], erased)
         for name in ("excerpt", "detail"):
             theirs |= _where(frame[name], lambda text: erased.own(text, words=False))
@@ -229,13 +293,13 @@ def _in_tables(pipeline: Pipeline, erased: Erased) -> Iterator[Trace]:
         if count := int(_rows_of(pipeline, table, day, erased)[1].sum()):
             yield Trace(table, day, count)
     for path in sorted(pipeline.holdouts.folder.glob("v*.parquet")):
-        if count := int(_theirs(pl.read_parquet(path)["user_id"], erased).sum()):
+        if count := int(_theirs(_read(path)["user_id"], erased).sum()):
             yield Trace("holdout", path.stem, count)
 
 
 def _in_training_sets(pipeline: Pipeline, erased: Erased) -> Iterator[Trace]:
     for path in sorted((pipeline.artifacts.root / "training_set").glob("*/[!.]*/users.parquet")):
-        if count := int(_theirs(pl.read_parquet(path, columns=["user_id"])["user_id"], erased).sum()):
+        if count := int(_theirs(_read(path, ["user_id"])["user_id"], erased).sum()):
             yield Trace("training_set", f"{path.parent.parent.name}/{path.parent.name}", count)
 
 
@@ -250,7 +314,7 @@ def _other_tables(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
 def _rows_of(pipeline: Pipeline, table: str, day: str, erased: Erased) -> tuple[pl.DataFrame, pl.Series]:
     """A table's day and bool[rows]: the rows of erased users. The table `users` is a person's own: any text in it, or
     its key, may be the id."""
-    frame, info = pipeline.tables.read(table, day), pipeline.tables.info(table, day) or {}
+    frame, info = _read(pipeline.tables.path(table, day)), pipeline.tables.info(table, day) or {}
     names = ["user_id"]
     if table == "users":
         names += info.get("key", []) + [name for name, kind in frame.schema.items() if kind == pl.String]
@@ -300,8 +364,13 @@ def _erase_one(
         receipt.note("removed", {"asset": "interactions", "day": day, "why": why})
         say(f"interactions     {day}: deleted, since {why}")
         pipeline.tables.path("interactions", day).unlink()
-    for days in consecutive(sorted(changed & raw & cleaned)):
+    calendar = {str(key) for key in daily.get_partition_keys()}
+    for days in consecutive(sorted(changed & raw & cleaned & calendar)):
         run_job("readmit", days, {"ops": {"interactions": {"config": {"force": True}}}})
+    if outside := sorted(changed & raw & cleaned - calendar):  # of which Dagster makes no runs any more
+        with scratch(pipeline.settings.store) as connection:
+            for day in outside:
+                clean_day(connection, pipeline, day, force=True)
     _remove_trained(pipeline, erased, receipt, say)
     if pipeline.settings.personalize.url:
         _cut_exports(pipeline, erased, receipt, say)
@@ -391,8 +460,7 @@ def _remove_trained(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: C
     if not (tainted := found | receipt.removed_sets()):
         return
     with pipeline.champion.lock(), artifacts.lock():
-        champion = pipeline.champion.read()
-        in_charge = Made("hybrid_model", champion["day"], champion["version"]) if champion else None
+        in_charge = _in_charge(pipeline)
         affected = _made_of(pipeline, tainted)
         for made in affected:
             receipt.note("refit", made._asdict() | {"in_charge_until_then": made == in_charge})
@@ -403,6 +471,11 @@ def _remove_trained(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: C
         for made in [*affected, *sorted(found)]:  # the sets last: by them a second call finds the rest
             if made != in_charge:
                 artifacts.remove(*made)
+
+
+def _in_charge(pipeline: Pipeline) -> Made | None:
+    champion = pipeline.champion.read()
+    return Made("hybrid_model", champion["day"], champion["version"]) if champion else None
 
 
 def _made_of(pipeline: Pipeline, tainted: set[Made]) -> list[Made]:

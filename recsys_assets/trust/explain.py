@@ -200,6 +200,8 @@ def _row(pipeline: Pipeline, user: str, item: str, day: str | None) -> tuple[str
         .sort("rank")
     )
     if not len(rows):
+        if user in pipeline.tombstones.read():
+            raise InputError(f"user {user} was erased (recsys erase)")
         raise InputError(f"user {user} has no list of {day}: no event of theirs lies in the training window")
     found = rows.filter(pl.col("item_id") == item)
     if not len(found):

@@ -9,8 +9,8 @@ Everything that is published stays until it is pruned. What stays:
   states they were updated from back to the last full refit, and the training sets of those days. A hybrid's folder is
   whole by itself (hard links), so this costs what serving does not need: replay and comparison on the champion's day.
 
-Everything else is pruned: older days, and versions that were superseded. A pruned day can be built again from
-raw_events, which stay.
+Everything else is pruned: older days, versions that were superseded, and a champion of before that had learned from a
+user who was erased in its time. A pruned day can be built again from raw_events, which stay.
 """
 
 import contextlib
@@ -62,11 +62,14 @@ def judge(pipeline: Pipeline) -> list[Verdict]:
     champions = list(dict.fromkeys(Made("hybrid_model", move["day"], move["version"]) for move in moves))
     present = ancestry(artifacts, champions[:1])
     earlier = ancestry(artifacts, champions[1 : settings.champions])
+    to_go = {Made(entry["asset"], entry["day"], entry["version"]) for entry in pipeline.tombstones.stayed_in_charge()}
     verdicts = []
     for made in there:
         stays = None
         if made in present:
             stays = "the champion, or what it was made of"
+        elif made in to_go:
+            pass
         elif made in earlier:
             stays = "an earlier champion, or what it was made of"
         elif made.day in days and _present(artifacts, made):

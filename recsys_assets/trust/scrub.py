@@ -6,7 +6,9 @@ line brought in.
 
 import base64
 import contextlib
+import functools
 import html
+import inspect
 import json
 import mmap
 import re
@@ -25,6 +27,7 @@ from recsys_assets.storage import files
 
 MASK = "[erased]"
 _SQLITE = b"SQLite format 3\0"
+_DIGITS = re.compile(r"-?[0-9]+")
 _COMMON = re.compile(r"-?\d{1,7}|.{1,3}", re.DOTALL)  # ids that occur everywhere by chance
 # What ends in a letter or digit and is no part of the word behind it: \n, %22, \u0022, \x22, a colour of a terminal.
 _ESCAPED = (
@@ -55,12 +58,35 @@ def spellings(user: str) -> list[bytes]:
 
 
 def pattern(user: str) -> re.Pattern[bytes]:
-    """Finds an id that stands for itself, not inside a longer word. Digits and very short ids only behind `user`."""
+    """Finds an id that stands for itself, not inside a longer word or number. Short digits, very short ids and those
+    that Dagster or this graph uses as a word (`default`, `ingest`) only behind `user`: a history without its words is
+    lost."""
     own = b"|".join(re.escape(each) for each in spellings(user))
-    if _COMMON.fullmatch(user):
-        return re.compile(rb"(?P<before>" + _NAMED + rb")(?:" + own + rb")(?![A-Za-z0-9])")
+    after = rb"(?![A-Za-z0-9]" + (rb"|\.[0-9])" if _DIGITS.fullmatch(user) else rb")")
     before = rb"(?P<before>(?<![A-Za-z0-9])|" + _ESCAPED + rb")"
-    return re.compile(rb"(?=" + own + rb")" + before + rb"(?:" + own + rb")(?![A-Za-z0-9])")  # looking first is fast
+    wanted = re.compile(rb"(?=" + own + rb")" + before + rb"(?:" + own + rb")" + after)  # looking first is fast
+    if _COMMON.fullmatch(user) or wanted.search(_words_of_dagster()):
+        return re.compile(rb"(?P<before>" + _NAMED + rb")(?:" + own + rb")" + after)
+    return wanted
+
+
+@functools.cache
+def _words_of_dagster() -> bytes:
+    """What Dagster's history cannot be read without: names of its classes, of their fields and values, of our graph."""
+    from dagster._core.events import DagsterEventType
+    from dagster._core.remote_representation.external_data import RepositorySnap
+    from dagster._core.storage import tags
+    from dagster_shared.serdes import serialize_value
+    from dagster_shared.serdes.serdes import _WHITELIST_MAP
+
+    from recsys_assets.definitions import defs
+
+    words = [*DagsterEventType.__members__, *(each for each in vars(tags).values() if isinstance(each, str))]
+    for name, of_class in _WHITELIST_MAP.object_serializers.items():
+        words += [name, *inspect.signature(of_class.klass).parameters, *of_class.storage_field_names.values()]
+    for name, of_enum in _WHITELIST_MAP.enum_serializers.items():
+        words += [name, *(member.name for member in of_enum.klass)]
+    return " ".join([*words, serialize_value(RepositorySnap.from_def(defs.get_repository_def()))]).encode()
 
 
 def scrub(folder: Path, user: str) -> Iterator[tuple[Path, int]]:
@@ -69,21 +95,30 @@ def scrub(folder: Path, user: str) -> Iterator[tuple[Path, int]]:
     Raises:
         InputError: another process holds a database for long.
     """
-    wanted = pattern(user)
+    wanted, mask = pattern(user), mask_of(user)
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if not path.is_file() or path.is_symlink() or path.name.endswith(("-wal", "-shm", "-journal")):
             continue
         with path.open("rb") as handle:
             is_database = handle.read(len(_SQLITE)) == _SQLITE
         if is_database:
-            if rows := _scrub_database(path, wanted):
+            if rows := _scrub_database(path, wanted, mask):
                 yield path, rows
-        else:
-            content = path.read_bytes()
-            masked, times = wanted.subn(rb"\g<before>" + MASK.encode(), content)
-            if times:
-                files.write_bytes(path, masked)
-                yield path, times
+        elif times := mask_in(path, wanted, mask):
+            yield path, times
+
+
+def mask_of(user: str) -> bytes:
+    """What is put in an id's place (for `subn`): where digits are a number of JSON, another number."""
+    return rb"\g<before>" + (b"0" if _DIGITS.fullmatch(user) else MASK.encode())
+
+
+def mask_in(path: Path, wanted: re.Pattern[bytes], mask: bytes) -> int:
+    """Masks an id in a file; how often it was in it."""
+    masked, times = wanted.subn(mask, path.read_bytes())
+    if times:
+        files.write_bytes(path, masked)
+    return times
 
 
 def holds(path: Path, wanted: re.Pattern[bytes]) -> bool:
@@ -111,7 +146,7 @@ def packed(path: Path) -> Iterator[bytes]:
         yield decode(path.read_bytes(), _MAX_PACKED).text
 
 
-def _scrub_database(path: Path, wanted: re.Pattern[bytes]) -> int:
+def _scrub_database(path: Path, wanted: re.Pattern[bytes], mask: bytes) -> int:
     """Returns the rows that were changed, or 1 where only a free page held the id.
 
     Its cells are asked one by one: a long one lies in several pages, and none of them need hold the whole id.
@@ -122,7 +157,7 @@ def _scrub_database(path: Path, wanted: re.Pattern[bytes]) -> int:
         return bool(wanted.search(_bytes(cell)))
 
     def masked(cell: object) -> str | bytes:
-        found = wanted.sub(rb"\g<before>" + MASK.encode(), _bytes(cell))
+        found = wanted.sub(mask, _bytes(cell))
         return found.decode("utf-8", "surrogateescape") if isinstance(cell, str) else found
 
     rows = 0

@@ -38,9 +38,11 @@ from recsys_assets.sources.assets import users, watch_ratings
 from recsys_assets.storage.artifacts import ArtifactError
 from recsys_assets.storage.tombstones import Erased, Tombstones, digest_of
 from recsys_assets.trust.assets import no_erased_user
+from recsys_assets.trust.champion import roll_back
 from recsys_assets.trust.erasure import Receipt, erase, finish, scan, unfinished
 from recsys_assets.trust.plan import plan
 from recsys_assets.trust.replay import replay
+from recsys_assets.trust.retention import prune
 from recsys_assets.trust.scrub import pattern, scrub
 from recsys_assets_tests.graph import DAYS, INGEST, fill, make_home, run, snapshot
 
@@ -346,6 +348,70 @@ def test_what_a_run_made_of_a_removed_training_set_goes_too(tmp_path: Path) -> N
     assert [pipeline.artifacts.versions("als_model", day) for day in DAYS[:2]] == [[], ["before"]]
 
 
+def test_the_champion_of_then_goes_when_another_is_in_charge(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    pipeline.tombstones.add("31")
+    (digest,) = pipeline.tombstones.read().digests
+    made = {"inputs": {"training_set": "of them", "members": {}}, "training_set": "of them", "parent": None}
+    with pipeline.artifacts.publish("training_set", DAYS[0], "of them", {}) as folder:
+        pl.DataFrame({"user_id": ["31"]}).write_parquet(folder / "users.parquet")
+    with pipeline.artifacts.publish("hybrid_model", DAYS[0], "then", made):
+        pass
+    pipeline.champion.move(DAYS[0], "then", "the first")
+    forget(pipeline, None)
+    prune(pipeline)
+    assert pipeline.artifacts.versions("hybrid_model", DAYS[0]) == ["then"], "nobody else is there"
+    assert list(scan(pipeline)) == []
+    with pipeline.artifacts.publish(
+        "hybrid_model", DAYS[1], "now", made | {"training_set": "another", "inputs": {"members": {}}}
+    ):
+        pass
+    pipeline.champion.move(DAYS[1], "now", "not worse")
+    assert [trace.which for trace in scan(pipeline)] == [f"{DAYS[0]}/then"]
+    prune(pipeline)
+    assert list(scan(pipeline)) == []
+    with pytest.raises(ArtifactError, match="learned from a user who was erased"):
+        roll_back(pipeline, None, "back")
+    assert Receipt(pipeline.tombstones.folder, digest).content["refit"]
+
+
+def test_days_that_left_the_calendar_are_cleaned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = make_home(tmp_path)
+    for day in DAYS[:2]:
+        events = [event("zoe-77", day, 1), event("bob", day, 2)]
+        pipeline.bucket.put(f"logs/{day.replace('-', '/')}/x.json", json.dumps(events).encode())
+    run(pipeline, INGEST, DAYS[:2])
+    moved = dg.DailyPartitionsDefinition(start_date=DAYS[1])
+    monkeypatch.setattr("recsys_assets.trust.erasure.daily", moved)
+    asked = []
+    erase(pipeline, "zoe-77", False, lambda job, days, _: asked.append((job, days)), lambda _: None)
+    assert asked == [("readmit", DAYS[1:2])]
+    kept = pipeline.tables.read("interactions", DAYS[0])
+    assert kept.filter(pl.col("reason").is_null())["user_id"].to_list() == ["bob"]
+    assert [(trace.what, trace.which) for trace in scan(pipeline)] == [("interactions", DAYS[1])], "that run was none"
+
+
+@pytest.mark.parametrize(
+    "name", ["raw_events/2025-11-01.parquet", "audience/2025-11-01.parquet", "training_set/2025-11-01/v/users.parquet"]
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    pipeline = make_home(tmp_path)
+    path = tmp_path / "store" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(ArtifactError, match=f"{path} is damaged, so nobody can tell"):
+        erase(pipeline, "zoe-77", False, lambda *_: None, lambda _: None)
+    assert len(unfinished(pipeline)) == 1
+
+
+def test_two_erasures_of_one_user_lose_no_note(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    first, second = (erase(pipeline, "zoe-77", False, lambda *_: None, lambda _: None) for _ in range(2))
+    first[0].note("touched", {"what": "raw_events", "day": DAYS[0]})
+    finish(pipeline, "zoe-77", second, lambda _: None)
+    assert Receipt(pipeline.tombstones.folder, first[0].tombstone).content["touched"]
+
+
 def test_a_day_that_cannot_be_cleaned_again_is_in_the_receipt(tmp_path: Path) -> None:
     pipeline = make_home(tmp_path)
     rows = pl.DataFrame({"user_id": ["31", "32"], "excerpt": [None, None], "detail": [None, None]})
@@ -408,6 +474,40 @@ def test_digits_take_nobody_else_along(tmp_path: Path) -> None:
     (tmp_path / "erasure/key").unlink()
     with pytest.raises(ArtifactError, match="is gone"):
         tombstones.read()
+
+
+@pytest.mark.parametrize("user", ["VIEW", "view ", "price", "erased", "recsys"])
+def test_who_is_called_like_a_word_of_every_record_takes_nobody_along(user: str) -> None:
+    erased = Erased(b"key", [digest_of(b"key", user.strip())], ["VIEW", "CLICK"])
+    others = [event("bob", DAYS[0], second, price=2, note={"by": "view"}) for second in range(3)]
+    marked = json.dumps([{"recsys": "erased"}, *others]).encode()
+    assert cut_object(marked, True, erased) == (marked, 0)
+    assert cut_object(marked[:-9], False, erased) == (marked[:-9], 0), "nor of one that is torn"
+    mine = [*others, event(user, DAYS[0], 5), {"note": {"userId": user}}, others[0]]
+    for text in (json.dumps(mine), "\n".join(json.dumps(each) for each in mine)):
+        assert cut_object(text.encode(), True, erased)[1] == 2
+    torn = b'[%s, {"user_id": "%s", "action": "VIEW", "item_id": 3' % (json.dumps(others[0]).encode(), user.encode())
+    assert cut_object(torn, True, erased)[1] == 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"userId": 918273645},
+        {"item_id": 3, "uid": "918273645"},
+        {"User-ID": 918273645.0},
+        {"user": {"id": 918273645, "age": 3}},
+        {"context": {"user": [{"id": "918273645"}]}},
+    ],
+)
+def test_digits_are_an_id_wherever_a_users_stands(record: dict[str, Any]) -> None:
+    erased = Erased(b"key", [digest_of(b"key", "918273645")])
+    other = {"user_id": "bob", "item_id": 918273645, "user": {"age": 918273645}, "price": 918273645}
+    content, cut = cut_object(json.dumps([record, other]).encode(), True, erased)
+    assert cut == 1
+    assert json.loads(content)[1] == other
+    if "{" not in json.dumps(record)[1:]:
+        assert cut_object(json.dumps(record).encode()[:-1], True, erased)[1] == 1, "of one that cannot be read too"
 
 
 @pytest.fixture(scope="module")
@@ -524,6 +624,44 @@ def test_an_id_is_found_however_it_is_written_and_none_that_is_longer(text: str)
     assert found.search(text.encode())
     for longer in ("azoé/77", "zoé/778", "zoé/7", "2zo\\u00e9/77"):
         assert not found.search(longer.encode())
+
+
+@pytest.mark.parametrize("user", ["dagster", "ingest", "SUCCESS", "als", "default"])
+def test_who_is_called_like_a_word_of_dagster_leaves_its_history_readable(user: str) -> None:
+    text = (
+        f'{{"__class__": "DagsterRun", "job_name": "{user}", "tags": {{"{user}/x": "als_model"}}, "by": "user {user}"}}'
+    )
+    wanted = pattern(user)
+    assert wanted.findall(text.encode()) == [b"user "]
+    assert wanted.search(f"KeyError: user_id='{user}'".encode())
+
+
+def test_digits_in_a_history_leave_json_behind(tmp_path: Path) -> None:
+    said = {"user": 918273645, "text": "user '918273645'", "at": 918273645.25, "other": [9182736450, 1.918273645]}
+    (tmp_path / "x.json").write_text(json.dumps(said))
+    assert len(list(scrub(tmp_path, "918273645"))) == 1
+    assert json.loads((tmp_path / "x.json").read_text()) == {
+        "user": 0, "text": "user '0'", "at": 918273645.25, "other": [9182736450, 1.0]
+    }  # fmt: skip
+
+
+def test_reasons_that_people_gave_are_masked(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    pipeline.champion.move(DAYS[0], "v", 'since "zoe-77" asked', "rolled back")
+    (tmp_path / "store/holdout").mkdir()
+    (tmp_path / "store/holdout/current.json").write_text(json.dumps({"version": 1, "reason": "zoe-77"}))
+    rows = pl.DataFrame({"reason": ["was rolled back (zoe-77)"], "ndcg": [0.5]})
+    pipeline.tables.publish_frame("promotion", DAYS[0], rows, {"rows": 1, "reason": "zoe-77"})
+    receipts = erase(pipeline, "zoe-77", False, lambda *_: None, lambda _: None)
+    finish(pipeline, "zoe-77", receipts, lambda _: None)
+    assert [what for path in (tmp_path / "store").rglob("*.*") for what, each in views(path) if b"zoe-77" in each] == []
+    (move,) = pipeline.champion.timeline()
+    assert (move["version"], move["reason"]) == ("v", 'since "[erased]" asked')
+    assert pipeline.tables.read("promotion", DAYS[0]).rows() == [("was rolled back ([erased])", 0.5)]
+    assert pipeline.tables.info("promotion", DAYS[0]) == {"rows": 1, "reason": "[erased]"}
+    places = [each["what"] for each in receipts[0].content["touched"]]
+    assert places == ["champion.json", "holdout/current.json", f"promotion/{DAYS[0]}"]
+    assert not receipts[0].content["left"]
 
 
 def test_an_id_that_lies_in_two_pages_of_a_database(tmp_path: Path) -> None:
