@@ -68,8 +68,7 @@ def user_features(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[
                     ),
                     "days without interactions": len(info["missing_days"]),
                     "seconds": round(time.monotonic() - started, 2),
-                    "unchanged": not fresh,
-                    "version": info["version"],
+                    **reporting.made(fresh, info["version"]),
                 },
                 partition_key=day,
             )
@@ -114,8 +113,7 @@ def propensity_model(context: dg.AssetExecutionContext, pipeline: dg.ResourcePar
                 "mobile": "left out: nothing tells a device" if left_out else "used",
                 "days without interactions": len(info["missing_days"]),
                 "seconds": info["seconds"],
-                "unchanged": not fresh,
-                "version": artifact.version,
+                **reporting.made(fresh, artifact.version),
                 "artifact": dg.MetadataValue.path(str(artifact.path)),
             }
             context.add_asset_metadata(metadata, partition_key=day)
@@ -172,8 +170,7 @@ def audience(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipel
                 "takers expected": reporting.number(info["expected_takers"]),
                 "LibSVM features": ", ".join(f"{n} {name}" for n, name in enumerate(info["features"], 1)),
                 "seconds": round(time.monotonic() - started, 2),
-                "unchanged": not fresh,
-                "version": info["version"],
+                **reporting.made(fresh, info["version"]),
                 **{
                     suffix[1:]: dg.MetadataValue.path(str(path.with_suffix(suffix)))
                     for suffix in (".parquet", ".csv", ".libsvm")

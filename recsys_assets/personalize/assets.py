@@ -14,6 +14,7 @@ import dagster as dg
 import filelock
 
 from recsys_assets import reporting
+from recsys_assets.history import VERSION
 from recsys_assets.partitions import daily
 from recsys_assets.personalize.export import Exports
 from recsys_assets.personalize.service import ACTIVE, Personalize
@@ -31,6 +32,7 @@ from recsys_assets.personalize.steps import (
 )
 from recsys_assets.pipeline import InputError, Pipeline, explained_failures
 from recsys_assets.settings import Settings, load_settings
+from recsys_assets.storage.artifacts import version_of
 from recsys_assets.training.schedules import RETRIES, request_newest
 
 CODE_VERSION = "1"
@@ -75,7 +77,7 @@ def personalize_export(context: dg.AssetExecutionContext, pipeline: dg.ResourceP
             started = time.monotonic()
             with chain.records.lock():
                 made = chain.export(day)
-            versions[day] = " ".join(file["sha256"] for file in made.values())
+            versions[day] = version_of(**{name: file["sha256"] for name, file in made.items()})
             context.add_asset_metadata(
                 {
                     "dagster/partition_row_count": made["interactions"]["rows"],
@@ -92,8 +94,8 @@ def personalize_export(context: dg.AssetExecutionContext, pipeline: dg.ResourceP
                             for file in made.values()
                         ]
                     ),
-                    "unchanged": not any(file["fresh"] for file in made.values()),
                     "seconds": round(time.monotonic() - started, 2),
+                    **reporting.made(any(file["fresh"] for file in made.values()), versions[day]),
                 },
                 partition_key=day,
             )
@@ -115,7 +117,8 @@ def _step(step: str, deps: list[str], description: str) -> dg.AssetsDefinition:
                     wrong.append(str(error))
                     continue
                 versions[day] = account(record, step)
-                context.add_asset_metadata(told(record, step, service), partition_key=day)
+                entries = told(record, step, service) | {VERSION: versions[day]}
+                context.add_asset_metadata(entries, partition_key=day)
                 context.log.info(f"{day}: {account(record, step)}")
             if wrong:
                 raise InputError("\n".join(wrong))

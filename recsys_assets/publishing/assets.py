@@ -31,17 +31,18 @@ def published_metrics(context: dg.AssetExecutionContext, pipeline: dg.ResourcePa
         assert url is not None
         for day in context.partition_keys:
             pipeline.need_table("evaluation", day)
-        rows = publish_metrics(pipeline, url)
+        rows, version = publish_metrics(pipeline, url)
     for day in context.partition_keys:
         context.add_asset_metadata(
             {
                 "url": url,
                 "days published": reporting.table([{"document": name, "days": count} for name, count in rows.items()]),
                 "seconds": round(time.monotonic() - started, 2),
+                **reporting.made(True, version),
             },
             partition_key=day,
         )
-    return dg.MaterializeResult()
+    return dg.MaterializeResult(data_version=dg.DataVersion(version))
 
 
 @dg.asset(
@@ -69,10 +70,9 @@ def published_champion(context: dg.AssetExecutionContext, pipeline: dg.ResourceP
                 "champion": found["day"],
                 "files": found["files"],
                 "bytes": found["bytes"],
-                "unchanged": found["unchanged"],
-                "version": found["version"],
                 "seconds": round(time.monotonic() - started, 2),
+                **reporting.made(not found["unchanged"], found["version"]),
             },
             partition_key=day,
         )
-    return dg.MaterializeResult()
+    return dg.MaterializeResult(data_version=dg.DataVersion(found["version"]))

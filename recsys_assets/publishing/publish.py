@@ -11,7 +11,7 @@ import polars as pl
 from recsys_assets.evaluation.measure import HYBRID, MAIN_CUTOFF, POPULAR
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import BucketSettings
-from recsys_assets.storage.artifacts import MANIFEST
+from recsys_assets.storage.artifacts import MANIFEST, version_of
 from recsys_assets.storage.bucket import Bucket, open_bucket
 from recsys_assets.storage.tables import Tables
 
@@ -71,8 +71,8 @@ def metric_documents(tables: Tables) -> dict[str, dict[str, Any]]:
     return {name: {"columns": COLUMNS, "values": values} for name, values in rows.items()}
 
 
-def publish_metrics(pipeline: Pipeline, url: str) -> dict[str, int]:
-    """Writes every document as NAME.json below the URL, each whole. Returns the rows of each."""
+def publish_metrics(pipeline: Pipeline, url: str) -> tuple[dict[str, int], str]:
+    """Writes every document as NAME.json below the URL, each whole. Returns the rows of each, and a version of all."""
     bucket, prefix = destination(url, pipeline)
     pipeline.settings.store.mkdir(parents=True, exist_ok=True)
     # Else a run that read the days a moment earlier could write last, and take the newest day away again.
@@ -80,7 +80,7 @@ def publish_metrics(pipeline: Pipeline, url: str) -> dict[str, int]:
         documents = metric_documents(pipeline.tables)
         for name, document in documents.items():
             bucket.put(f"{prefix}{name}.json", json.dumps(document, allow_nan=False).encode())
-    return {name: len(document["values"]) for name, document in documents.items()}
+    return {name: len(document["values"]) for name, document in documents.items()}, version_of(**documents)
 
 
 def publish_champion(pipeline: Pipeline, url: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -14,6 +15,8 @@ from recsys_assets.settings import Settings, SqlDimensionSettings, load_settings
 from recsys_assets.sources.database import Database
 from recsys_assets.sources.sql import load_day
 from recsys_assets.sources.tables import RATING_COLUMNS, rate_watches, snapshot_dimension
+from recsys_assets.storage import files
+from recsys_assets.storage.artifacts import version_of
 from recsys_assets.training.schedules import INGEST_ASSETS, RETRIES, last_complete_days
 
 CODE_VERSION = "1"
@@ -35,6 +38,7 @@ _SHARED: dict[str, Any] = {
     ),
 )
 def sql_events(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    versions: dict[str, str] = {}
     with explained_failures(pipeline):
         database = Database(pipeline.settings.sql)
         progress = reporting.Progress(context.log.info)
@@ -42,18 +46,30 @@ def sql_events(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pip
             started = time.monotonic()
             loaded = load_day(pipeline, database, day)
             rows = sum(each.rows for each in loaded.values())
+            versions[day] = version_of(**{name: each.version for name, each in loaded.items()})
             context.add_asset_metadata(
                 {
                     "dagster/partition_row_count": rows,
                     "database": database.name,
                     "tables": reporting.table([{"name": name, **asdict(each)} for name, each in loaded.items()]),
-                    "unchanged": not any(each.changed or each.removed for each in loaded.values()),
                     "seconds": round(time.monotonic() - started, 2),
+                    **reporting.made(any(each.changed or each.removed for each in loaded.values()), versions[day]),
                 },
                 partition_key=day,
             )
             progress(f"{day}: {rows} rows")
-    return dg.MaterializeResult()
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))
+
+
+def _published(
+    pipeline: Pipeline, table: str, day: str, publish: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], bool, str]:
+    """What `publish` says of a partition, whether its file is another one now, and the version: what was read of a
+    database can be told by its content only."""
+    path = pipeline.tables.path(table, day)
+    before = files.sha256(path) if path.exists() else None
+    info, now = publish(), files.sha256(path)
+    return info, now != before, now[:16]
 
 
 def _dimension(
@@ -61,13 +77,14 @@ def _dimension(
 ) -> dg.AssetsDefinition:
     @dg.asset(name=table, **_SHARED, description=about, metadata={"dagster/table_name": table})
     def dimension(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
-        settings = section(pipeline.settings)
+        settings, versions = section(pipeline.settings), dict[str, str]()
         with explained_failures(pipeline):
             assert settings is not None
             database = Database(pipeline.settings.sql)
             for day in context.partition_keys:
                 started = time.monotonic()
-                info = snapshot_dimension(pipeline, database, f"sql.{table}", settings, table, day)
+                snapshot = partial(snapshot_dimension, pipeline, database, f"sql.{table}", settings, table, day)
+                info, fresh, versions[day] = _published(pipeline, table, day, snapshot)
                 pipeline.warehouse.ensure_views(table, context.log.warning)
                 context.add_asset_metadata(
                     {
@@ -76,10 +93,11 @@ def _dimension(
                         **({"erased users left out": info["erased"]} if info.get("erased") else {}),
                         "database": database.name,
                         "seconds": round(time.monotonic() - started, 2),
+                        **reporting.made(fresh, versions[day]),
                     },
                     partition_key=day,
                 )
-        return dg.MaterializeResult()
+        return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
     return dimension
 
@@ -101,11 +119,13 @@ users = _dimension(
     metadata={"dagster/table_name": "watch_ratings", "dagster/column_schema": reporting.schema(RATING_COLUMNS)},
 )
 def watch_ratings(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    versions: dict[str, str] = {}
     with explained_failures(pipeline):
         database = Database(pipeline.settings.sql)
         for day in context.partition_keys:
             started = time.monotonic()
-            info = rate_watches(pipeline, database, day)
+            rate = partial(rate_watches, pipeline, database, day)
+            info, fresh, versions[day] = _published(pipeline, "watch_ratings", day, rate)
             pipeline.warehouse.ensure_views("watch_ratings", context.log.warning)
             context.add_asset_metadata(
                 {
@@ -114,10 +134,11 @@ def watch_ratings(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[
                     **{name: info[name] for name in ("watches at most", "clicks at most") if info[name] is not None},
                     "database": database.name,
                     "seconds": round(time.monotonic() - started, 2),
+                    **reporting.made(fresh, versions[day]),
                 },
                 partition_key=day,
             )
-    return dg.MaterializeResult()
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 
 def sql_assets(settings: Settings) -> list[dg.AssetsDefinition]:

@@ -4,6 +4,7 @@ From there on nothing knows that they came from a database: the same rules judge
 and record, a changed day is noticed by its fingerprint. The object's name tells the table, the record its row.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from recsys_assets.ingest.listing import Place, placer
 from recsys_assets.pipeline import InputError, Pipeline
 from recsys_assets.settings import Settings, SqlEventsSettings
 from recsys_assets.sources.database import Clock, Database, batches, between, timed, without_time
+from recsys_assets.storage.artifacts import version_of
 from recsys_assets.storage.bucket import Bucket, LogObject, ObjectChanged
 
 
@@ -31,6 +33,7 @@ class Loaded:
         objects: that hold them; `changed` of them did not stand there already.
         removed: objects of an earlier read that has more rows.
         without_time: rows of the whole table that no day has, because their time is null.
+        version: of the objects' keys and contents.
     """
 
     rows: int = 0
@@ -38,6 +41,7 @@ class Loaded:
     changed: int = 0
     removed: int = 0
     without_time: int = 0
+    version: str = ""
 
 
 def load_day(pipeline: Pipeline, database: Database, day: str) -> dict[str, Loaded]:
@@ -59,21 +63,21 @@ def _load_day(pipeline: Pipeline, connection: sa.Connection, day: str) -> dict[s
         clock = Clock(where, events, read)
         columns = {**read.columns, **{f"row_{number}": column for number, column in enumerate(read.key)}}
         condition = between(read, clock, day, day, settings.calendar.time_zone)
-        standing, written = _standing(pipeline.bucket, settings, day, name), set()
+        standing, contents = _standing(pipeline.bucket, settings, day, name), dict[str, str]()
         for rows in batches(connection, where, read, columns, settings.sql.batch_rows, condition):
             key = object_key(settings, day, name, loaded.objects)
             records = [_record(row, events, clock) for row in rows]
-            content = "[" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in records) + "]"
-            if not _holds(pipeline.bucket, standing.get(key), content.encode()):
-                pipeline.bucket.put(key, content.encode())
+            content = ("[" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in records) + "]").encode()
+            if not _holds(pipeline.bucket, standing.get(key), content):
+                pipeline.bucket.put(key, content)
                 loaded.changed += 1
-            written.add(key)
+            contents[key] = hashlib.sha256(content).hexdigest()
             loaded.rows += len(rows)
             loaded.objects += 1
-        for key in standing.keys() - written:
+        for key in standing.keys() - contents.keys():
             pipeline.bucket.delete(key)
             loaded.removed += 1
-        loaded.without_time = without_time(connection, read)
+        loaded.without_time, loaded.version = without_time(connection, read), version_of(**contents)
         done[name] = loaded
     return done
 

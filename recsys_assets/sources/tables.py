@@ -65,7 +65,7 @@ def snapshot_dimension(
             writer.add_key_value_metadata({"recsys": info_text(info)})
         return info
 
-    with files.replacing(pipeline.tables.path(table, day)) as temporary:
+    with files.replacing(pipeline.tables.path(table, day), unless_equal=True) as temporary:
         return database.reading(lambda connection: write(temporary, connection))
 
 
@@ -138,7 +138,7 @@ def rate_watches(pipeline: Pipeline, database: Database, day: str) -> dict[str, 
             def write(path: Path) -> None:
                 _write(connection, path, end, info)
 
-            pipeline.tables.publish("watch_ratings", day, write)
+            pipeline.tables.publish("watch_ratings", day, write, unless_equal=True)
     finally:
         files.remove_folder(folder)
     return info

@@ -28,13 +28,19 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; when the block ends well, what stands there takes the name `path`."""
+def replacing(path: Path, unless_equal: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; when the block ends well, what stands there takes the name `path`.
+
+    Args:
+        unless_equal: what stands under the name stays if it holds the same bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     temporary = path.parent / temporary_name()
     try:
         yield temporary
+        if unless_equal and path.exists() and sha256(path) == sha256(temporary):
+            return
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)

@@ -84,9 +84,13 @@ class Tables:
 
         return pl.read_parquet(self.path(table, day), columns=columns)
 
-    def publish(self, table: str, day: str, write: Callable[[Path], None]) -> None:
-        """Replaces a partition by the file that `write` makes at the path it is given."""
-        with files.replacing(self.path(table, day)) as temporary:
+    def publish(self, table: str, day: str, write: Callable[[Path], None], unless_equal: bool = False) -> None:
+        """Replaces a partition by the file that `write` makes at the path it is given.
+
+        Args:
+            unless_equal: the file stays if it holds the same bytes.
+        """
+        with files.replacing(self.path(table, day), unless_equal) as temporary:
             write(temporary)
 
     def publish_frame(self, table: str, day: str, frame: "pl.DataFrame", info: dict[str, Any]) -> None:
@@ -94,7 +98,11 @@ class Tables:
 
 
 def write_frame(path: Path, frame: "pl.DataFrame", info: dict[str, Any]) -> None:
-    """Writes a partition's file. The same rows give the same bytes, whatever the number of threads."""
+    """Writes a partition's file. The same rows give the same bytes, whatever the number of threads.
+
+    Raises:
+        OSError: the disk is full (ENOSPC), whatever Polars calls it, or the file cannot be written.
+    """
     import polars as pl
 
     try:  # level 1 takes a fifth less CPU than Polars' 3 and a fortieth more bytes; pyarrow, too, has it by default

@@ -10,6 +10,7 @@ from recsys_assets import reporting
 from recsys_assets.models import MEMBERS
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
+from recsys_assets.storage.artifacts import version_of
 from recsys_assets.training import search
 from recsys_assets.training.schedules import RETRIES
 
@@ -51,19 +52,25 @@ def _parameters_asset(name: str) -> dg.AssetsDefinition:
     def parameters(
         context: dg.AssetExecutionContext, config: SearchConfig, pipeline: dg.ResourceParam[Pipeline]
     ) -> dg.MaterializeResult:
+        versions: dict[str, str] = {}
         with explained_failures(pipeline):
             newest = max(context.partition_keys)
             for day in sorted(context.partition_keys):
                 searched = _alone(context) and day == newest
                 if searched:
                     search.search(pipeline, name, day, context.log.info, config.trials, config.seconds)
-                context.add_asset_metadata(_metadata(pipeline, name, day, searched), partition_key=day)
-        return dg.MaterializeResult()
+                metadata, versions[day] = _metadata(pipeline, name, day, searched)
+                context.add_asset_metadata(
+                    metadata | reporting.made(searched, versions[day]),
+                    partition_key=day,
+                )
+        return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
     return parameters
 
 
-def _metadata(pipeline: Pipeline, name: str, day: str, searched: bool) -> dict[str, Any]:
+def _metadata(pipeline: Pipeline, name: str, day: str, searched: bool) -> tuple[dict[str, Any], str]:
+    """What is in force on a day, and a version of it."""
     settings, found = search.in_force(pipeline, name, day)
     metadata: dict[str, Any] = {
         "parameters": reporting.table(search.origins(pipeline, name, settings, found)),
@@ -84,10 +91,14 @@ def _metadata(pipeline: Pipeline, name: str, day: str, searched: bool) -> dict[s
             "best trials": reporting.table(
                 [{option: search.short(value) for option, value in row.items()} for row in trials.to_dicts()]
             ),
-            "version": found.version,
+            "version of the search": found.version,
             "artifact": dg.MetadataValue.path(str(found.path)),
         }
-    return metadata
+    return metadata, version_of(
+        parameters=getattr(settings, name).model_dump(),
+        search=found.version if found else None,
+        code=search.CODE_VERSION,
+    )
 
 
 parameter_assets = [_parameters_asset(name) for name in MEMBERS]

@@ -65,11 +65,17 @@ def retention(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
             }
             for verdict in verdicts
         ]
-        newest = max(context.partition_keys)
+        newest, versions = max(context.partition_keys), dict[str, str]()
         for day in context.partition_keys:  # a run decides once, whatever the number of its days
-            frame = pl.DataFrame(rows if day == newest else [], schema=_SCHEMA)
-            pipeline.tables.publish_frame("retention", day, frame, {"rows": len(frame)})
-            context.add_asset_metadata({"dagster/partition_row_count": len(frame)}, partition_key=day)
+            of_day = rows if day == newest else []
+            versions[day] = version_of(rows=of_day, code=CODE_VERSION)
+            before = pipeline.tables.sound_info("retention", day)
+            fresh = before is None or before.get("version") != versions[day]
+            if fresh:
+                info = {"rows": len(of_day), "version": versions[day]}
+                pipeline.tables.publish_frame("retention", day, pl.DataFrame(of_day, schema=_SCHEMA), info)
+            metadata = {"dagster/partition_row_count": len(of_day), **reporting.made(fresh, versions[day])}
+            context.add_asset_metadata(metadata, partition_key=day)
         pipeline.warehouse.ensure_views("retention", context.log.warning)
         context.add_asset_metadata(
             {
@@ -82,7 +88,7 @@ def retention(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
             },
             partition_key=newest,
         )
-    return dg.MaterializeResult(data_version=reporting.data_version({newest: version_of(rows=rows)}))
+    return dg.MaterializeResult(data_version=reporting.data_version(versions))
 
 
 @dg.asset_check(

@@ -217,7 +217,9 @@ def test_unchanged_inputs_write_nothing_and_a_new_budget_the_audience_only(
     pipeline = copy_home(found[0], tmp_path / "home")
     before = contents(pipeline.settings.store)
     ran = materialize(pipeline, [LAST])
-    assert [ran.metadata(asset.key.to_user_string(), LAST)["unchanged"] for asset in ASSETS] == [True, True, True]
+    names = [asset.key.to_user_string() for asset in ASSETS]
+    assert [ran.metadata(name, LAST)["unchanged"] for name in names] == [True, True, True]
+    assert all("environment" in found[1].metadata(name, LAST) for name in names)
     assert contents(pipeline.settings.store) == before
     exported = contents(pipeline.settings.store / "audience")
     pipeline.tables.path("audience", LAST).with_suffix(".csv").write_text("torn")

@@ -16,7 +16,7 @@ from recsys_assets.publishing.publish import COLUMNS, DASHBOARD, publish_champio
 from recsys_assets.settings import BucketSettings
 from recsys_assets.storage import files
 from recsys_assets.storage.bucket import FileBucket
-from recsys_assets_tests.graph import TRAINED, changed, copy_home
+from recsys_assets_tests.graph import TRAINED, Ran, changed, copy_home
 
 
 @pytest.fixture
@@ -38,8 +38,12 @@ def materialize(home: Pipeline, day: str) -> dg.ExecuteInProcessResult:
 
 
 def test_two_materializations_of_a_day_leave_one_row(home: Pipeline) -> None:
-    for day in (*TRAINED, TRAINED[0]):
-        assert materialize(home, day).success
+    ran = [Ran(materialize(home, day)) for day in (*TRAINED, TRAINED[0])]
+    assets = ("published_metrics", "published_champion")
+    told = [each.metadata(name, TRAINED[0]) for each in (ran[0], ran[2]) for name in assets]
+    assert [entries["unchanged"] for entries in told] == [False, False, False, True], "documents are always written"
+    assert told[0]["version"] == told[2]["version"], "all days stand in them"
+    assert told[3]["version"] == (home.champion.read() or {})["version"]
     found = documents(home)
     assert set(found) == set(DASHBOARD)
     for name, document in found.items():

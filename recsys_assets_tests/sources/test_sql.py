@@ -25,7 +25,7 @@ from recsys_assets.sources import database as database_module
 from recsys_assets.sources.assets import catalogue, nightly_tables, sql_events, watch_ratings
 from recsys_assets.sources.database import Database
 from recsys_assets.sources.sql import _action, load_day, object_key, plain
-from recsys_assets_tests.graph import INGEST, make_home, run
+from recsys_assets_tests.graph import INGEST, Ran, make_home, run, snapshot
 from recsys_assets_tests.sql_servers import PASSWORD
 
 DAYS = ["2025-11-03", "2025-11-04"]
@@ -548,6 +548,36 @@ def test_a_dimension_is_published_whole(any_database: str, tmp_path: Path) -> No
     assert found.to_dicts() == [{**row, "weight": float(row["weight"]), "since": "2025-01-02"} for row in rows]
     assert [found[name].dtype for name in ("weight", "share", "id")] == [pl.Float64, pl.Float64, pl.Int64]
     assert pipeline.tables.info("catalogue", DAYS[0]) == {"rows": 250, "columns": columns}
+
+
+def test_what_is_read_again_and_is_the_same_stays(tmp_path: Path) -> None:
+    """A database has no versions: its rows tell."""
+    url, table = f"sqlite:///{tmp_path}/shop.db", orders_table()
+    engine = fill(url, table, generated(300))
+    watches = {"table": "orders", "user": "customer", "item": "sku", "time": "happened", "seconds": "paid"}
+    settings: Row = {"catalogue": {"table": "orders"}, "watches": {**watches, "length": "paid"}}
+    pipeline = home(tmp_path / "home", url, **settings)
+    assets = [sql_events, catalogue, watch_ratings]
+
+    def read() -> dict[str, tuple[bool, str]]:
+        ran = Ran(dg.materialize(assets, resources={"pipeline": pipeline}, partition_key=DAYS[0]))
+        found = {asset.key.to_user_string(): ran.metadata(asset.key.to_user_string(), DAYS[0]) for asset in assets}
+        assert all(entries["unchanged"] is not ("environment" in entries) for entries in found.values())
+        return {name: (entries["unchanged"], entries["version"]) for name, entries in found.items()}
+
+    first, before = read(), snapshot(pipeline.settings.home)
+    assert not any(unchanged for unchanged, _ in first.values())
+    assert read() == {name: (True, version) for name, (_, version) in first.items()}
+    assert snapshot(pipeline.settings.home) == before
+    with engine.begin() as connection:  # a row of the day
+        connection.execute(table.update().where(table.c.id == max(_ids(pipeline))).values(sku=1))
+    changed = read()
+    assert not any(unchanged for unchanged, _ in changed.values())
+    assert all(changed[name][1] != first[name][1] for name in first)
+
+
+def _ids(pipeline: Pipeline) -> list[int]:
+    return [row["row"] for records in written(pipeline).values() for row in records if row["user_id"] is not None]
 
 
 WATCHED = sa.Table(

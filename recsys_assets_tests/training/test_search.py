@@ -176,6 +176,8 @@ def test_only_a_run_for_nothing_else_searches(home: Pipeline) -> None:
     alone = run(home, ["popularity_parameters"], sorted(TRAINED), config=budget)
     shown = alone.metadata("popularity_parameters", DAY)
     assert shown["searched in this run"] is True
+    assert shown["unchanged"] is False
+    assert shown["version"] != both.metadata("popularity_parameters", DAY)["version"]
     assert shown["trials"] == 8
     assert shown["parameters"].records[0].data["from"] == f"search of {DAY}"
     assert alone.metadata("popularity_parameters", min(TRAINED))["searched in this run"] is False

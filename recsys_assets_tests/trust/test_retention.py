@@ -184,8 +184,10 @@ def test_the_asset_and_the_verb(refitted: Pipeline) -> None:
     assert (found["versions kept"], found["versions pruned"]) == (7, 11)
     assert found["bytes freed"] > 0
     assert ran.metadata("retention", FIRST)["dagster/partition_row_count"] == 0
+    assert {"version", "environment"} <= set(found)
     rows = strict.tables.read("retention", SECOND)
     assert rows.filter("pruned")["reason"].null_count() == 11
     assert set(rows.filter(~pl.col("pruned"))["reason"]) == {"the champion, or what it was made of"}
+    assert run(strict, ["retention"], TRAINED).metadata("retention", FIRST)["unchanged"] is True
     done = CliRunner().invoke(main, [*place, "prune"], catch_exceptions=False)
     assert done.output.endswith("7 versions stay, 0 went: 0.0 MB\n")
