@@ -319,7 +319,9 @@ def plan() -> None:
 @main.command()
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), required=True)
 @click.option("--asset", help="one asset, such as als_model; default: the day's models and lists")
-@click.option("--into", type=click.Path(path_type=Path), help="keep what is rebuilt in this new folder")
+@click.option(
+    "--into", type=click.Path(path_type=Path, file_okay=False), help="keep what is rebuilt in this new folder"
+)
 @explained
 def replay(day: datetime, asset: str | None, into: Path | None) -> None:
     """Build a day again from raw_events, in a scratch place, and compare SHA-256 with what was published."""

@@ -226,3 +226,5 @@ def test_the_verb(home: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert done.exit_code == 1
     assert "not equal: first als_model" in done.output
     assert not list(home.settings.store.rglob(".tmp-*"))
+    done = CliRunner().invoke(main, [*place, "als_model", "--into", str(home.champion.path)])
+    assert (done.exit_code, "is a file" in done.output) == (2, True)
