@@ -80,7 +80,7 @@ class Erased:
         whole id (digits alone, actions and names of our fields are too common: they count as a user_id only); any other
         as `named_in` tells."""
         try:
-            found = json.loads(record, object_pairs_hook=_Pairs, parse_int=_Digits, parse_float=_Digits)
+            found = _parsed(record)
         except (ValueError, RecursionError):
             return self.named_in(record, words)
         return any(each in self and (is_user or not self._is_common(each)) for each, is_user in _ids(found))
@@ -108,8 +108,13 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object with all its fields, also those that stand in it twice."""
 
 
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_Pairs, parse_int=_Digits, parse_float=_Digits)
+
+
 def _ids(value: Any, is_user: bool = False) -> Iterator[tuple[str, bool]]:
-    """What may be an id, and whether it stands where a user's does: as `user_id`, `userId`, `user: {id}`."""
+    """What may be an id, and whether it stands where a user's does: as `user_id`, `userId`, `user: {id}`. A text that
+    is JSON itself, as an envelope has it, is looked into."""
     if isinstance(value, _Pairs):
         for name, inner in value:
             yield from _ids(name)
@@ -119,6 +124,13 @@ def _ids(value: Any, is_user: bool = False) -> Iterator[tuple[str, bool]]:
             yield from _ids(inner, is_user)
     elif isinstance(value, str) and (is_user or not isinstance(value, _Digits)):
         yield _id_of(value), is_user
+        if value.lstrip(_SPACE).startswith(("{", "[", '"')):
+            try:
+                inner = _parsed(value)
+            except (ValueError, RecursionError):
+                yield from ((each, False) for each in _strings(value))
+            else:
+                yield from _ids(inner, is_user)
 
 
 def _id_of(value: str) -> str:
@@ -139,6 +151,8 @@ def _strings(text: str) -> Iterator[str]:
                 each = json.loads(f'"{each}"')
             except ValueError:
                 each = each.replace('\\"', '"')
+            if '"' in each:
+                yield from _strings(each)  # JSON in a text
         yield trimmed(each)
 
 

@@ -20,7 +20,9 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
+from recsys_assets.history import BatchedEventLogStorage
 from recsys_assets.ingest.assets import clean_day
 from recsys_assets.ingest.decode import RAW_SCHEMA, decode
 from recsys_assets.ingest.erased import cut_batch, cut_object
@@ -166,12 +168,16 @@ def _finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: 
     home = pipeline.settings.home
     if user is not None:
         (receipt,), user = receipts, trimmed(user)
+        wanted, mask = pattern(user), mask_of(user)
+
+        def name_of(path: Path) -> str:  # without the id
+            return wanted.sub(mask, path.relative_to(home).as_posix().encode()).decode()
+
         for what, folder in (("dagster", home / "dagster"), ("messages", pipeline.settings.store / REJECTED)):
             for path, times in scrub(folder, user):
-                receipt.note("touched", {"what": what, "file": path.relative_to(home).as_posix(), "records": times})
+                receipt.note("touched", {"what": what, "file": name_of(path), "records": times})
                 say(f"{what:<8} {path.relative_to(home).as_posix()}: {times} rows or lines masked")
-        wanted = pattern(user)
-        for what, count in _mask_reasons(pipeline, wanted, mask_of(user)):
+        for what, count in _mask_reasons(pipeline, wanted, mask):
             receipt.note("touched", {"what": what, "records": count}, "what")
             say(f"{what:<16} {count} reasons masked")
         database = pipeline.warehouse.path
@@ -182,15 +188,34 @@ def _finish(pipeline: Pipeline, user: str | None, receipts: list[Receipt], say: 
             pipeline.warehouse.ensure_views("interactions", say)
         for path in _other_files(pipeline):
             of_store = path.is_relative_to(pipeline.settings.store)  # whose tables are known row by row
-            if holds(path, wanted) or (not of_store and any(map(wanted.search, packed(path)))):
-                receipt.note("left", {"file": path.relative_to(home).as_posix(), "why": "not ours to change"})
+            named = wanted.search(path.relative_to(home).as_posix().encode())
+            if named or holds(path, wanted) or (not of_store and any(map(wanted.search, packed(path)))):
+                receipt.note("left", {"file": name_of(path), "why": "not ours to change"})
                 say(f"LEFT     {path.relative_to(home).as_posix()} holds the id; it is not the pipeline's to change")
+        for section in _kept_elsewhere(home / "dagster" / "dagster.yaml"):
+            receipt.note("left", {"what": "Dagster's history", "why": f"{section} of dagster.yaml keeps it elsewhere"})
+            say(f"LEFT     {section} of dagster.yaml keeps some of Dagster's history elsewhere: it was not searched")
         receipt.save(logs_searched=True)
         if not any(receipt.content[section] for section in ("touched", "removed", "source", "left")):
             say("nothing of this user was found: is the id written as in `interactions`? It is kept out from now on")
     for receipt in receipts:
         refused = any(entry["what"].startswith(REFUSED) for entry in receipt.content["source"])
         receipt.save(finished=_now() if receipt.content["logs_searched"] and not refused else None)
+
+
+def _kept_elsewhere(path: Path) -> list[str]:
+    """The sections of a dagster.yaml by which a person keeps the history in another place than beside it."""
+    found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+    sections = [
+        "storage",
+        "run_storage",
+        "event_log_storage",
+        "schedule_storage",
+        "compute_logs",
+        "local_artifact_storage",
+    ]
+    ours = {"event_log_storage": BatchedEventLogStorage.__name__}
+    return [each for each in sections if each in found and found[each].get("class") != ours.get(each, "")]
 
 
 def _mask_reasons(pipeline: Pipeline, wanted: re.Pattern[bytes], mask: bytes) -> Iterator[tuple[str, int]]:

@@ -498,6 +498,7 @@ def test_who_is_called_like_a_word_of_every_record_takes_nobody_along(user: str)
         {"User-ID": 918273645.0},
         {"user": {"id": 918273645, "age": 3}},
         {"context": {"user": [{"id": "918273645"}]}},
+        {"body": json.dumps({"message": json.dumps({"user_id": 918273645})})},
     ],
 )
 def test_digits_are_an_id_wherever_a_users_stands(record: dict[str, Any]) -> None:
@@ -506,7 +507,7 @@ def test_digits_are_an_id_wherever_a_users_stands(record: dict[str, Any]) -> Non
     content, cut = cut_object(json.dumps([record, other]).encode(), True, erased)
     assert cut == 1
     assert json.loads(content)[1] == other
-    if "{" not in json.dumps(record)[1:]:
+    if "{" not in json.dumps(record)[1:]:  # not nested
         assert cut_object(json.dumps(record).encode()[:-1], True, erased)[1] == 1, "of one that cannot be read too"
 
 
@@ -715,6 +716,32 @@ def test_files_that_a_person_put_into_the_home_are_named(tmp_path: Path, user: s
     receipts = erase(pipeline, user, False, lambda *_: None, lambda _: None)
     finish(pipeline, user, receipts, lambda _: None)
     assert {each["file"] for each in receipts[0].content["left"]} == expected
+
+
+def test_a_record_in_a_text_of_a_record_is_found() -> None:
+    user = 'zoe "7" \\é'
+    erased, inner = Erased(b"key", [digest_of(b"key", user)]), event(user, DAYS[0], 1)
+    for text in (json.dumps({"body": json.dumps(inner)}), json.dumps([json.dumps({"body": json.dumps([inner])})])):
+        assert cut_object(text.encode(), True, erased)[1] == 1
+        assert cut_object(text[:-1].encode(), True, erased)[1] == 1, "of one that cannot be read too"
+    assert cut_object(json.dumps({"body": json.dumps(event("zoe", DAYS[0], 1))}).encode(), True, erased)[1] == 0
+
+
+def test_a_receipt_has_no_file_name_with_the_id_and_says_what_was_not_searched(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    (tmp_path / "for zoe-77.txt").write_text("nothing")
+    (tmp_path / "dagster/logs of zoe-77").mkdir(parents=True)
+    (tmp_path / "dagster/logs of zoe-77/x").write_text("KeyError: 'zoe-77'")
+    with open_instance(pipeline):
+        pass
+    receipts = erase(pipeline, "zoe-77", False, lambda *_: None, lambda _: None)
+    finish(pipeline, "zoe-77", receipts, lambda _: None)
+    assert "zoe-77" not in receipts[0].path.read_text()
+    assert receipts[0].content["left"] == [{"file": "for [erased].txt", "why": "not ours to change"}]
+    with (tmp_path / "dagster/dagster.yaml").open("a") as settings:
+        settings.write("compute_logs:\n  module: dagster_aws.s3.compute_log_manager\n  class: S3ComputeLogManager\n")
+    finish(pipeline, "zoe-77", receipts, lambda _: None)
+    assert receipts[0].content["left"][1]["why"].startswith("compute_logs of dagster.yaml")
 
 
 def test_nobody_to_erase(tmp_path: Path) -> None:
