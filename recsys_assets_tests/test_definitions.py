@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +68,24 @@ def test_every_asset_tells_about_itself(key: dg.AssetKey) -> None:
     assert node.code_version
     assert isinstance(node.partitions_def, dg.DailyPartitionsDefinition)
     assert node.backfill_policy == dg.BackfillPolicy.single_run()
+
+
+def test_settings_are_part_of_the_code_versions_of_what_reads_them() -> None:
+    """So that the UI marks what another setting outdates, and nothing else."""
+    code = (
+        "import json; from recsys_assets.definitions import defs; graph = defs.resolve_asset_graph();"
+        "print(json.dumps({key.to_user_string(): graph.get(key).code_version for key in graph.get_all_asset_keys()}))"
+    )
+    other = {"RECSYS_RECOMMEND__COUNT": "49", "RECSYS_ALS__ALPHA": "9", "RECSYS_INGEST__SESSION_GAP_MINUTES": "30"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ | other, cwd=ROOT)
+    found = json.loads(done.stdout)
+    assert {key.to_user_string() for key in GRAPH.get_all_asset_keys()} == set(found)
+    assert {name for name, version in found.items() if version != GRAPH.get(dg.AssetKey(name)).code_version} == {
+        "interactions",
+        "rejected_events",
+        "als_model",
+        "recommendations",
+    }
 
 
 def test_dagster_validates_the_workspace_without_a_warning_of_ours(tmp_path: Path) -> None:

@@ -14,7 +14,25 @@ from recsys_assets.evaluation.promotion import decide
 from recsys_assets.evaluation.tasks import task_settings
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
+from recsys_assets.settings import Settings, load_settings
 from recsys_assets.storage.artifacts import version_of
+
+_settings = load_settings()  # of the code versions: Dagster then marks what another setting outdates
+
+
+def figures_recipe(settings: Settings) -> dict[str, Any]:
+    """The settings that matter to a day's figures."""
+    return {"evaluation": settings.evaluation.model_dump(), **task_settings(settings)}
+
+
+def gate_recipe(settings: Settings) -> dict[str, Any]:
+    """The settings that matter to a decision."""
+    return {
+        "promotion": settings.promotion.model_dump(),
+        "bootstrap_samples": settings.evaluation.bootstrap_samples,
+        **task_settings(settings),
+    }
+
 
 _METRIC_COLUMNS = {
     "day": ("DATE", "partition: the day that was predicted"),
@@ -43,7 +61,7 @@ _METRIC_COLUMNS = {
     group_name="evaluation",
     kinds={"parquet"},
     owners=reporting.OWNERS,
-    code_version=CODE_VERSION,
+    code_version=f"{CODE_VERSION}.{version_of(**figures_recipe(_settings))}",
     description=(
         "How good the lists are: the models as they were before this day, measured on what users did on it (full "
         "ranking), beside popularity; and the published models on the frozen hold-outs. Paired 95 % intervals."
@@ -102,8 +120,7 @@ def evaluation_version(pipeline: Pipeline, hybrid_version: str) -> str:
     return version_of(
         hybrid=hybrid_version,
         holdout=frozen.version if frozen else None,
-        evaluation=pipeline.settings.evaluation.model_dump(),
-        **task_settings(pipeline.settings),
+        **figures_recipe(pipeline.settings),
         code=CODE_VERSION,
     )
 
@@ -191,7 +208,7 @@ _PROMOTION_COLUMNS = {
     group_name="evaluation",
     kinds={"json", "parquet"},
     owners=reporting.OWNERS,
-    code_version=CODE_VERSION,
+    code_version=f"{CODE_VERSION}.{version_of(**gate_recipe(_settings))}",
     description=(
         "The gate: this day's model becomes the champion if it is newer, sound, above popularity, wide enough and not "
         "worse than the present champion on the same users of days neither has seen. Otherwise it says why not. "
@@ -239,12 +256,7 @@ def promotion(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipe
 
 def gate_version(pipeline: Pipeline) -> str:
     """The rules of the gate and of what it measures."""
-    return version_of(
-        promotion=pipeline.settings.promotion.model_dump(),
-        bootstrap_samples=pipeline.settings.evaluation.bootstrap_samples,
-        **task_settings(pipeline.settings),
-        code=CODE_VERSION,
-    )
+    return version_of(**gate_recipe(pipeline.settings), code=CODE_VERSION)
 
 
 def decision_stands(pipeline: Pipeline, day: str, version: str) -> bool:

@@ -50,6 +50,9 @@ from recsys_assets.storage.files import temporary_name
 from recsys_assets.storage.tables import info_text
 from recsys_assets.storage.warehouse import scratch
 
+_settings = load_settings()
+# Settings are part of the code versions that Dagster knows, so that it marks what another setting outdates.
+_CLEANING = f"{CLEAN_CODE}.{cleaning_version(_settings, '')}"
 _SHOWN_OBJECTS = 10
 _DAYS_TOGETHER = 16
 _TEXT_TOGETHER = 1 << 25  # bytes
@@ -66,7 +69,7 @@ class RawConfig(dg.Config):
 @dg.asset(
     partitions_def=daily,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    deps=before_raw_events(load_settings()),
+    deps=before_raw_events(_settings),
     group_name="ingest",
     kinds={"s3", "json", "parquet"},
     owners=reporting.OWNERS,
@@ -304,7 +307,7 @@ class CleanConfig(dg.Config):
             deps=["raw_events"],
             kinds={"duckdb", "parquet"},
             owners=reporting.OWNERS,
-            code_version=CLEAN_CODE,
+            code_version=_CLEANING,
             description=(
                 "The day's events, typed, validated and deduplicated, each with the object and record it came from. "
                 "Made in DuckDB from raw_events; nothing disappears without a count and a reason."
@@ -319,7 +322,7 @@ class CleanConfig(dg.Config):
             deps=["raw_events"],
             kinds={"duckdb", "parquet"},
             owners=reporting.OWNERS,
-            code_version=CLEAN_CODE,
+            code_version=_CLEANING,
             description=(
                 "The day's records that are no valid event, each with its reason. Lies in the same file as the "
                 "interactions, so that the two can never disagree."

@@ -13,10 +13,20 @@ from recsys_assets.models.base import Log
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.serving.recommend import Recommender, available_by_setting
+from recsys_assets.settings import Settings, load_settings
 from recsys_assets.storage.artifacts import version_of
 
 CODE_VERSION = "2"
+_settings = load_settings()  # of the code versions: Dagster then marks what another setting outdates
 _USERS_AT_ONCE = 50_000
+
+
+def recipe(settings: Settings, table: str) -> dict[str, Any]:
+    """The settings that matter to a day of one of them."""
+    own = settings.recommend
+    if table == "similar_items":
+        return {"similar_items": own.similar_items}
+    return {"count": own.count, "available_items_file": own.available_items_file, **barring_settings(settings)}
 
 
 @dg.asset(
@@ -26,7 +36,7 @@ _USERS_AT_ONCE = 50_000
     group_name="serving",
     kinds={"parquet"},
     owners=reporting.OWNERS,
-    code_version=CODE_VERSION,
+    code_version=f"{CODE_VERSION}.{version_of(**recipe(_settings, 'recommendations'))}",
     description=(
         "The top-N list of every user with events in the training window, from the champion and everything the user "
         "did up to this day. Bought items, availability and length follow the settings."
@@ -107,15 +117,10 @@ def make_similar(pipeline: Pipeline, day: str) -> tuple[dict[str, Any], bool]:
 def lists_version(pipeline: Pipeline, table: str, training_version: str) -> str:
     """What a day of `recommendations` or `similar_items` is made of: the champion, the histories, and the settings that
     choose among items."""
-    champion, settings = pipeline.champion.read(), pipeline.settings
-    own: dict[str, Any] = {"similar_items": settings.recommend.similar_items}
+    champion, own = pipeline.champion.read(), recipe(pipeline.settings, table)
     if table == "recommendations":
-        available = available_by_setting(settings)
-        own = {
-            "count": settings.recommend.count,
-            **barring_settings(settings),
-            "available": sorted(available) if available is not None else None,
-        }
+        available = available_by_setting(pipeline.settings)
+        own["available"] = sorted(available) if available is not None else None
     return version_of(
         champion=champion["version"] if champion else None, training_set=training_version, **own, code=CODE_VERSION
     )
@@ -182,7 +187,7 @@ def _all_lists(pipeline: Pipeline, day: str, data_version: str, log: Log) -> tup
     group_name="serving",
     kinds={"parquet"},
     owners=reporting.OWNERS,
-    code_version=CODE_VERSION,
+    code_version=f"{CODE_VERSION}.{version_of(**recipe(_settings, 'similar_items'))}",
     description="For every item the champion knows, those most like it: transitions plus the cosine of ALS factors.",
     metadata={
         "dagster/table_name": "similar_items",

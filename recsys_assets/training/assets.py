@@ -12,9 +12,13 @@ from recsys_assets.models import MEMBERS
 from recsys_assets.models.base import Member
 from recsys_assets.partitions import daily
 from recsys_assets.pipeline import Pipeline, explained_failures
+from recsys_assets.settings import load_settings
+from recsys_assets.storage.artifacts import version_of
 from recsys_assets.training import blend, members
 from recsys_assets.training import training_set as building
 from recsys_assets.training.events import Events, TrainingSet
+
+_settings = load_settings()  # of the code versions: Dagster then marks what another setting outdates
 
 
 class FitConfig(dg.Config):
@@ -35,7 +39,7 @@ class FitConfig(dg.Config):
     group_name="training",
     kinds={"duckdb", "parquet"},
     owners=reporting.OWNERS,
-    code_version=building.CODE_VERSION,
+    code_version=f"{building.CODE_VERSION}.{version_of(**building.recipe(_settings))}",
     description=(
         "Every interaction up to the day, merged: id maps that only grow, per-user sequences as positions. The frozen "
         "validation and test hold-outs are drawn once and never merged."
@@ -136,7 +140,7 @@ def _member_asset(name: str, kinds: set[str], description: str) -> dg.AssetsDefi
         group_name="models",
         kinds=kinds,
         owners=reporting.OWNERS,
-        code_version=members.CODE_VERSION,
+        code_version=f"{members.CODE_VERSION}.{members.recipe(_settings, name)}",
         description=description,
     )
     def member(
@@ -190,7 +194,7 @@ member_assets = [
     group_name="models",
     kinds={"implicit", "pytorch"},
     owners=reporting.OWNERS,
-    code_version=blend.CODE_VERSION,
+    code_version=f"{blend.CODE_VERSION}.{blend.recipe(_settings)}",
     description=(
         "One ranking from all members: the union of their candidates, ranked by a weighted sum of normalised scores, "
         "with a learned ranker as one more where it helps. "

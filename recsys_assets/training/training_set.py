@@ -7,6 +7,7 @@ from typing import Any
 from recsys_assets.days import day_start_ms, shift
 from recsys_assets.models.base import Log
 from recsys_assets.pipeline import Pipeline
+from recsys_assets.settings import Settings
 from recsys_assets.storage.artifacts import Artifact, version_of
 from recsys_assets.training import holdout, merge
 from recsys_assets.training.events import TrainingSet
@@ -35,6 +36,14 @@ def frozen_holdout(pipeline: Pipeline, day: str, log: Log) -> holdout.Holdout | 
     return drawn
 
 
+def recipe(settings: Settings) -> dict[str, Any]:
+    """The settings that matter to a training set."""
+    return {
+        "actions": [list(pair) for pair in settings.actions.items()],
+        "window_days": settings.training.window_days,
+    }
+
+
 def made_of(pipeline: Pipeline, interactions: dict[str, Any], frozen: holdout.Holdout | None) -> dict[str, Any]:
     """Everything a training set depends on: `version_of` these is its version.
 
@@ -44,8 +53,7 @@ def made_of(pipeline: Pipeline, interactions: dict[str, Any], frozen: holdout.Ho
     return {
         "interactions": interactions,
         "holdout": frozen.version if frozen else None,
-        "actions": [list(pair) for pair in pipeline.settings.actions.items()],
-        "window_days": pipeline.settings.training.window_days,
+        **recipe(pipeline.settings),
         "code": CODE_VERSION,
     }
 
