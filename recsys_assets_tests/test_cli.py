@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner, Result
 
-from recsys_assets.cli import main
+from recsys_assets.cli import explained, main
 from recsys_assets.demonstration import MARKER, DemoError, _open_shop
 from recsys_assets.launch import RunFailed, dagster_home, open_instance, run_job
-from recsys_assets.pipeline import Pipeline
+from recsys_assets.pipeline import InputError, Pipeline
+from recsys_assets.settings import SettingsError
+from recsys_assets.storage.artifacts import ArtifactError
+from recsys_assets.storage.bucket import BucketError
 from recsys_assets_tests.graph import DAYS, INGEST, TRAINED, copy_home, fill, make_home, run
 
 DAY = TRAINED[-1]
@@ -27,6 +31,17 @@ def recsys(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
         return CliRunner().invoke(main, [*before, *arguments], catch_exceptions=False)
 
     return invoke
+
+
+@pytest.mark.parametrize("kind", [SettingsError, BucketError, InputError, ArtifactError, RunFailed, FileNotFoundError])
+def test_what_a_person_can_mend_is_one_line(kind: type[Exception]) -> None:
+    def fails(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(ClickException, match=r"^so it is$"):
+        explained(fails)(kind("so it is"))
+    with pytest.raises(KeyError):
+        explained(fails)(KeyError("a mistake of ours"))
 
 
 VERBS = {"demo", "simulate", "load", "status", "recommend", "preflight", "run", "redraw-holdout", "ui"}

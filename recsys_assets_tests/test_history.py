@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,24 @@ def test_a_batch_is_stored_whole_or_not_at_all(
     storage.store_event(planned(DAYS[5:6])[0])
     assert [row[-1] for row in rows(history)["event_logs of all runs"]] == DAYS[:6]
     assert [row[-1] for row in rows(history)["event_logs of the run"]] == DAYS[:6]
+
+
+def test_the_runs_own_events_are_stored_before_the_index_has_them(
+    storage: BatchedEventLogStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Dagster stores one event: a kill between the two leaves nothing in the index that its run does not know."""
+    ended: list[str] = []
+    transaction = BatchedEventLogStorage._transaction
+
+    @contextmanager
+    def noted(self: BatchedEventLogStorage, shard: str) -> Iterator[Any]:
+        with transaction(self, shard) as connection:
+            yield connection
+        ended.append(shard)
+
+    monkeypatch.setattr(BatchedEventLogStorage, "_transaction", noted)
+    storage.store_event_batch(planned(DAYS[:2]))
+    assert ended == [RUN, "index"]
 
 
 def test_batches_of_several_writers_wait_for_one_another(storage: BatchedEventLogStorage, tmp_path: Path) -> None:

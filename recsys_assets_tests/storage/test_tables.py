@@ -39,6 +39,18 @@ def test_a_damaged_file_is_told_from_a_sound_one(tmp_path: Path) -> None:
             tables.info("t", "2025-11-02")
 
 
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    tables = Tables(tmp_path)
+    tables.publish_frame("t", "2025-11-02", frame(1), {"version": "v"})
+    monkeypatch.setattr("pyarrow.parquet.read_metadata", refused)
+    for ask in (tables.info, tables.sound_info):
+        with pytest.raises(PermissionError, match=r"2025-11-02\.parquet"):
+            ask("t", "2025-11-02")
+
+
 def test_a_file_without_info(tmp_path: Path) -> None:
     tables = Tables(tmp_path)
     tables.publish("t", "2025-11-02", lambda path: frame(1).write_parquet(path))
