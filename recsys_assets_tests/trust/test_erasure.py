@@ -404,6 +404,19 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     assert len(unfinished(pipeline)) == 1
 
 
+def test_a_day_that_was_mostly_the_users_is_read_again_without_them(tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    for day, others in ((DAYS[0], 1), (DAYS[1], 0)):
+        events = [event("zoe-77", day, second) for second in range(20)] + [event("bob", day, 1)] * others
+        pipeline.bucket.put(f"logs/{day.replace('-', '/')}/x.json", json.dumps(events).encode())
+    run(pipeline, INGEST, DAYS[:2])
+    (receipt,) = forget(pipeline, "zoe-77", delete_source=True)
+    assert [each["what"] for each in receipt.content["source"]] == ["rewritten", "deleted"]
+    run(pipeline, INGEST, DAYS[:2])  # which refuses a day that loses more than half for no reason
+    assert [(pipeline.tables.info("raw_events", day) or {})["objects"] for day in DAYS[:2]] == [1, 0]
+    assert pipeline.tables.read("interactions", DAYS[0])["user_id"].to_list() == ["bob"]
+
+
 def test_two_erasures_of_one_user_lose_no_note(tmp_path: Path) -> None:
     pipeline = make_home(tmp_path)
     first, second = (erase(pipeline, "zoe-77", False, lambda *_: None, lambda _: None) for _ in range(2))
@@ -555,6 +568,27 @@ def test_any_text_is_cut_clean_and_loses_no_event_of_others(
     users = before.interactions["user_id"]
     assert after.interactions.equals(before.interactions.filter(~users.is_in(["alice", 'é"\\', "12"])))
     assert bool(cut) or made == text
+
+
+def test_objects_that_cannot_be_cut_are_left_and_said(tmp_path: Path) -> None:
+    """One that nobody can read any more, and one whose day is that of its last change."""
+    pipeline, folder = make_home(tmp_path), f"logs/{DAYS[0].replace('-', '/')}"
+    content = json.dumps([event("zoe-77", DAYS[0], 1), event("bob", DAYS[0], 1)]).encode()
+    for key in (f"{folder}/torn.json.gz", "logs/undated.json"):
+        pipeline.bucket.put(key, gzip.compress(content) if key.endswith(".gz") else content)
+    noon = datetime.fromisoformat(f"{DAYS[0]}T12:00+00:00").timestamp()
+    os.utime(tmp_path / "bucket/logs/undated.json", (noon, noon))
+    run(pipeline, ["raw_events"], DAYS[:1])
+    pipeline.bucket.put(f"{folder}/torn.json.gz", gzip.compress(content)[:9] + bytes(99))
+    before = snapshot(tmp_path / "bucket")
+    receipts = erase(pipeline, "zoe-77", True, lambda *_: None, lambda _: None)
+    finish(pipeline, "zoe-77", receipts, lambda _: None)
+    said = {each["key"]: each["what"] for each in receipts[0].content["source"]}
+    assert said.pop("logs/undated.json").startswith("left: its day is that of its last change")
+    assert said.pop(f"{folder}/torn.json.gz").startswith("refused: it cannot be read, so nobody knows who is in it")
+    assert said == {}
+    assert snapshot(tmp_path / "bucket") == before
+    assert receipts[0].content["finished"] is None
 
 
 def test_an_object_that_came_after_the_erasure_is_cut_too(tmp_path: Path) -> None:
