@@ -413,7 +413,6 @@ def _cut_raw(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable
         found = _in_raw(pipeline, day, erased)
         if not found:
             continue
-        source = pq.ParquetFile(pipeline.tables.path("raw_events", day))
         info = pipeline.tables.info("raw_events", day) or {}
         info["erased"] = info.get("erased", 0) + sum(found.values())
         for key, count in found.items():
@@ -421,16 +420,21 @@ def _cut_raw(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Callable
             receipt.note("source", entry, "key")
         receipt.note("touched", {"what": "raw_events", "day": day, "records": sum(found.values())}, "what", "day")
         say(f"raw_events       {day}: {sum(found.values())} records in {len(found)} objects")
-
-        def write(path: Path, source: pq.ParquetFile = source, info: dict[str, Any] = info) -> None:
-            with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
-                for group in range(source.num_row_groups):
-                    for batch in source.read_row_group(group).combine_chunks().to_batches():
-                        writer.write_batch(cut_batch(batch, erased)[0])
-                writer.add_key_value_metadata({"recsys": info_text(info)})
-
-        pipeline.tables.publish("raw_events", day, write)
+        _publish_raw(pipeline, day, info, erased)
         yield day
+
+
+def _publish_raw(pipeline: Pipeline, day: str, info: dict[str, Any], erased: Erased) -> None:
+    source = pq.ParquetFile(pipeline.tables.path("raw_events", day))
+
+    def write(path: Path) -> None:
+        with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
+            for group in range(source.num_row_groups):
+                for batch in source.read_row_group(group).combine_chunks().to_batches():
+                    writer.write_batch(cut_batch(batch, erased)[0])
+            writer.add_key_value_metadata({"recsys": info_text(info)})
+
+    pipeline.tables.publish("raw_events", day, write)
 
 
 def _strip_table(pipeline: Pipeline, table: str, day: str, erased: Erased) -> None:
@@ -539,6 +543,24 @@ def _cut_source(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Calla
             continue  # another erased user's
         receipt.note("source", entry, "key")
         say(f"source           {key}: {entry['what']}")
+    _weigh_again(pipeline, erased, receipt)
+
+
+def _weigh_again(pipeline: Pipeline, erased: Erased, receipt: Receipt) -> None:
+    """Takes what is now missing in the bucket off the bytes that days were read of: ingest would refuse a day of which
+    more than half is gone without a reason that it knows."""
+    by_day: dict[str, set[str]] = {}
+    for entry in receipt.content["source"]:
+        if "day" in entry and entry["what"] in ("rewritten", "deleted", _GONE, _NOT_IN_IT):  # not Personalize's
+            by_day.setdefault(entry["day"], set()).add(entry["key"])
+    for day in sorted({*by_day} & {*pipeline.tables.days("raw_events")}):
+        read = pl.read_parquet(pipeline.tables.path("raw_events", day), columns=["key", "size"])
+        info, now = pipeline.tables.info("raw_events", day) or {}, 0
+        for key, size in read.iter_rows():
+            found = pipeline.bucket.head(key) if key in by_day[day] else None
+            now += found.size if found is not None else 0 if key in by_day[day] else size
+        if now < info["bytes"]:
+            _publish_raw(pipeline, day, info | {"bytes": now}, erased)
 
 
 def _cut_on_the_way_in(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
