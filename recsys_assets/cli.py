@@ -40,7 +40,17 @@ def say(message: str) -> None:
     click.echo(message)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Verbs(click.Group):
+    """Lists its verbs with whole first sentences: click's own cuts them to the line."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, self.commands[name].get_short_help_str(200)) for name in self.list_commands(ctx)]
+            )
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--home", type=click.Path(path_type=Path), help="the home to work in; default: $RECSYS_HOME or data/sample"
 )

@@ -11,7 +11,7 @@ import dagster as dg
 
 from recsys_assets.history import OF_SEVERAL, VERSION, BatchedEventLogStorage
 from recsys_assets.storage.artifacts import version_of
-from recsys_assets.storage.environment import environment
+from recsys_assets.storage.environment import environment, in_words
 
 OWNERS = ["team:recommendations"]
 
@@ -115,7 +115,7 @@ def made(fresh: bool, version: str) -> dict[str, Any]:
     """The partition's version, whether this run made it, and in which environment if so: equal bytes are claimed for
     one alone."""
     entries: dict[str, Any] = {VERSION: version, "unchanged": not fresh}
-    return entries | ({"environment": dg.MetadataValue.json(environment())} if fresh else {})
+    return entries | ({"environment": in_words(environment())} if fresh else {})
 
 
 def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -101,7 +101,7 @@ def preflight_findings() -> Iterator[tuple[bool, str]]:
         else:
             yield False, f"nothing lies below {where}: check bucket.url and bucket.prefix"
         return
-    yield True, f"{where}: {sum(found.values()):,} objects on {len(found)} days ({summary(found)})"
+    yield True, f"{where}: {sum(found.values()):,} objects, {summary(found)}"
     partitions = set(partitions_of(settings.calendar).get_partition_keys())
     inside = sorted(set(found) & partitions)
     if not inside:

@@ -60,6 +60,7 @@ def test_the_verbs_are_listed(recsys: Callable[..., Result]) -> None:
     assert set(main.commands) >= VERBS
     for verb in main.commands:
         assert verb in done.output
+    assert "models, and says what to do." in " ".join(done.output.split()), "what a verb does is not cut to the line"
 
 
 def test_recommend(recsys: Callable[..., Result], trained_home: Pipeline, tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ def decide(
             notes.append(f"{day.day}: a run for the same objects is under way")
         elif day.fruitless >= settings.max_attempts:
             notes.append(
-                f"{day.day}: given up after {day.fruitless} runs for the same objects; see their errors, "
-                "then materialize interactions for this day by hand"
+                f"{day.day}: given up after {day.fruitless} runs for the same objects; see their errors "
+                f"under Runs, then recsys run ingest --day {day.day} (in the UI: the job ingest)"
             )
         elif day.newest is not None and now - day.newest < timedelta(minutes=settings.quiet_minutes):
             notes.append(f"{day.day}: still receiving objects (newest {day.newest:%H:%M:%S} UTC)")

@@ -54,6 +54,13 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def in_words(made: dict[str, Any]) -> str:
+    """An environment in one line, for a page that a person reads."""
+    libraries = ", ".join(f"{name} {version}" for name, version in sorted(made["libraries"].items()))
+    kernels = " ".join(made["kernels"])
+    return f"Python {made['python']}, {made['machine']}, {made['threads']} threads; {libraries}; kernels {kernels}"
+
+
 def differences(made: dict[str, Any] | None, here: dict[str, Any]) -> list[str]:
     """What differs between the environment an artifact was made in and this one, a line each; [] if nothing does."""
     if made is None:

@@ -19,7 +19,7 @@ from recsys_assets.ingest.assets import yesterday_is_there
 from recsys_assets.pipeline import Pipeline, explained_failures
 from recsys_assets.sources.simulate import planted
 from recsys_assets.storage import files
-from recsys_assets.storage.environment import environment
+from recsys_assets.storage.environment import environment, in_words
 from recsys_assets_tests.graph import (
     DAYS,
     INGEST,
@@ -98,7 +98,7 @@ def test_a_range_run_counts_what_was_planted(ingest_run: tuple[Pipeline, Ran]) -
         assert raw["bytes in the bucket"] == sum(obj.size for obj in objects)
         assert raw["fingerprint"] == found["fingerprint"]
         assert raw["unchanged"] is found["unchanged"] is False
-        assert raw["environment"] == ran.metadata("rejected_events", day)["environment"] == environment()
+        assert raw["environment"] == ran.metadata("rejected_events", day)["environment"] == in_words(environment())
         assert len(pipeline.tables.read("interactions", day)) == found["kept"] + found["rejected"]
     assert cut == 2, "the shop cuts objects, or this test sees none"
 

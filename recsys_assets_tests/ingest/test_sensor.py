@@ -225,7 +225,7 @@ def test_a_failed_run_is_asked_for_again_and_then_given_up(shop: Shop) -> None:
     requests, said = shop.tick()
     assert requests == []
     assert f"{YESTERDAY}: given up after 2 runs" in said
-    assert "materialize interactions for this day by hand" in said
+    assert f"recsys run ingest --day {YESTERDAY}" in said, "materializing interactions alone reads no bucket"
 
     store.unlink()
     shop.put(folder(YESTERDAY) + "b.json", "b")  # other content: a fresh start
