@@ -25,12 +25,14 @@ def explained(command: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             # Imported here: a command that ends well must not wait for Dagster.
             from recsys_assets.launch import RunFailed
-            from recsys_assets.pipeline import InputError
+            from recsys_assets.pipeline import FILE_ERRORS, InputError
             from recsys_assets.storage.artifacts import ArtifactError
             from recsys_assets.storage.bucket import BucketError
 
             if isinstance(error, (SettingsError, BucketError, InputError, ArtifactError, RunFailed, FileNotFoundError)):
                 raise click.ClickException(str(error)) from error
+            if isinstance(error, OSError) and error.errno in FILE_ERRORS:
+                raise click.ClickException(f"{error.filename}: {error.strerror}") from error
             raise
 
     return wrapped

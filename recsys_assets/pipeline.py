@@ -93,7 +93,7 @@ class Pipeline:
         return path
 
 
-_FILE_ERRORS = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
+FILE_ERRORS = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
 
 
 def _file_trouble(error: Exception) -> str | None:
@@ -102,8 +102,8 @@ def _file_trouble(error: Exception) -> str | None:
     DuckDB, Polars and safetensors say it in words of their own classes.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return _FILE_ERRORS.get(error.errno)
-    return next((reason for reason in _FILE_ERRORS.values() if reason in str(error)), None)
+        return FILE_ERRORS.get(error.errno)
+    return next((reason for reason in FILE_ERRORS.values() if reason in str(error)), None)
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def explained_failures(pipeline: Pipeline) -> Iterator[None]:
         reason = _file_trouble(error)
         if reason is None:
             raise
-        denied = reason == _FILE_ERRORS[errno.EACCES]
+        denied = reason == FILE_ERRORS[errno.EACCES]
         tried, mend = (
             ("read or write", "Mend the permissions")
             if denied

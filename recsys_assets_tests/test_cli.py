@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -40,6 +41,8 @@ def test_what_a_person_can_mend_is_one_line(kind: type[Exception]) -> None:
 
     with pytest.raises(ClickException, match=r"^so it is$"):
         explained(fails)(kind("so it is"))
+    with pytest.raises(ClickException, match=r"^shop/dagster: Read-only file system$"):
+        explained(fails)(OSError(errno.EROFS, "Read-only file system", "shop/dagster"))
     with pytest.raises(KeyError):
         explained(fails)(KeyError("a mistake of ours"))
 
