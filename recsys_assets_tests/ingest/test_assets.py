@@ -162,6 +162,15 @@ def test_settings_that_the_cleaning_reads_clean_again(home: Pipeline) -> None:
     assert ran.metadata("rejected_events", DAY)["rejected unknown_action"] == 21
 
 
+def test_other_code_takes_the_objects_over_again(home: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("versions", "assets"):
+        monkeypatch.setattr(f"recsys_assets.ingest.{module}.RAW_CODE", "another")
+    for made in (True, False):
+        ran = run(home, INGEST, [DAY])
+        for asset in ("raw_events", "interactions", "rejected_events"):
+            assert ran.metadata(asset, DAY)["unchanged"] is not made, asset
+
+
 def test_a_day_that_loses_most_of_its_bytes_is_refused_unless_forced(home: Pipeline) -> None:
     home.bucket.delete(f"{FOLDER}/a.json")
     before = snapshot(home.settings.store)
