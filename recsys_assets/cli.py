@@ -190,11 +190,22 @@ def preflight() -> None:
 @click.option("--from", "first", type=click.DateTime(["%Y-%m-%d"]), help="first day of a range")
 @click.option("--to", "last", type=click.DateTime(["%Y-%m-%d"]), help="last day of a range")
 @click.option("--full-refit", is_flag=True, help="train: learn from scratch")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="ingest: read the days again, even one that shrank by more than ingest.max_shrink_share or is empty now",
+)
 @explained
-def run(job: str, day: datetime | None, first: datetime | None, last: datetime | None, full_refit: bool) -> None:
+def run(
+    job: str, day: datetime | None, first: datetime | None, last: datetime | None, full_refit: bool, force: bool
+) -> None:
     """Run a job for a day or a range of days, in one run that the UI shows too."""
     from recsys_assets.pipeline import Pipeline
 
+    if full_refit and job != "train":
+        raise click.UsageError("--full-refit is for train")
+    if force and job != "ingest":
+        raise click.UsageError("--force is for ingest")
     days = _days(day, first, last)
     pipeline = Pipeline.open()
     if job == "load_tables" and not pipeline.settings.sql.url:
@@ -203,7 +214,7 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
         raise SettingsError("audience.action is not set: there is no offer to find an audience for (docs/audience.md)")
     if job == "personalize" and not pipeline.settings.personalize.url:
         raise SettingsError("personalize.url is not set: there is no Personalize to feed (docs/personalize.md)")
-    if job == "ingest":
+    if job == "ingest" and not force:
         from recsys_assets.ingest.unchanged import days_to_run
 
         if not (days := days_to_run(pipeline, days, say)):
@@ -212,8 +223,9 @@ def run(job: str, day: datetime | None, first: datetime | None, last: datetime |
     from recsys_assets.launch import open_instance, run_job
     from recsys_assets.training.schedules import FULL_REFIT
 
+    forced = {"ops": {"raw_events": {"config": {"force": True}}}}
     with open_instance(pipeline) as instance:
-        run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit and job == "train" else None)
+        run_job(job, days, pipeline, instance, config=FULL_REFIT if full_refit else forced if force else None)
 
 
 @main.command()

@@ -230,6 +230,31 @@ def test_run_a_day_then_a_range(recsys: Callable[..., Result], tmp_path: Path) -
     assert (done.exit_code, done.output) == (0, "3 of 3 days are unchanged: the same objects, the same rules\n")
 
 
+def test_run_accepts_a_day_that_was_emptied_if_forced(recsys: Callable[..., Result], tmp_path: Path) -> None:
+    pipeline = make_home(tmp_path)
+    fill(pipeline, DAYS[:1])
+    day = ["run", "ingest", "--day", DAYS[0]]
+    assert recsys(tmp_path, *day).exit_code == 0
+    for obj in list(pipeline.bucket.walk(f"logs/{DAYS[0].replace('-', '/')}/")):
+        pipeline.bucket.delete(obj.key)
+    pipeline.bucket.put("logs/2025/11/02/a.json", b"[]")
+    refused = recsys(tmp_path, *day)
+    assert refused.exit_code == 1
+    assert f"recsys run ingest --day {DAYS[0]} --force" in refused.stderr
+    assert recsys(tmp_path, *day, "--force").exit_code == 0
+    assert not len(pipeline.tables.read("interactions", DAYS[0]))
+
+
+@pytest.mark.parametrize(("job", "option"), [("train", "--force"), ("ingest", "--full-refit")])
+def test_run_refuses_an_option_of_another_job(
+    recsys: Callable[..., Result], tmp_path: Path, job: str, option: str
+) -> None:
+    make_home(tmp_path)
+    done = recsys(tmp_path, "run", job, "--day", DAYS[0], option)
+    assert done.exit_code == 2
+    assert f"{option} is for" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

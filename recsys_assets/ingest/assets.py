@@ -178,8 +178,8 @@ def _loss(pipeline: Pipeline, day: str, known: dict[str, Any] | None, now: int, 
     return (
         f"{day}: the bucket now holds {now:,} bytes in {objects} objects, {before:,} bytes in "
         f"{known['objects']} objects were read before. The partition stays as it was. If objects were "
-        "deleted on purpose, materialize raw_events for this day with the config force: true; if the bucket's "
-        "lifecycle deletes old days, nothing needs doing."
+        "deleted on purpose, materialize raw_events for this day with the config force: true, or: "
+        f"recsys run ingest --day {day} --force; if the bucket's lifecycle deletes old days, nothing needs doing."
     )
 
 
@@ -600,10 +600,11 @@ def _refuse_loss(pipeline: Pipeline, day: str, existing: dict[str, Any], result:
 
 
 def _damaged(result: CleanResult) -> list[dict[str, Any]]:
-    """What became of the records of the objects that lost most to rejections and duplicates."""
-    lost = pl.col("rejected") + pl.col("duplicates")
-    worst = result.by_key.filter(lost > 0).sort(lost, "key", descending=[True, False]).head(_SHOWN_OBJECTS)
-    return worst.select("key", "records_in", "kept", "rejected", "duplicates").to_dicts()
+    """What became of the records of the objects that lost most to rejections and duplicates; first those of which
+    nothing but rejections is left, since one that cannot be read at all counts as one record."""
+    lost, nothing = pl.col("rejected") + pl.col("duplicates"), pl.col("rejected") == pl.col("records_in")
+    worst = result.by_key.filter(lost > 0).sort(nothing, lost, "key", descending=[True, True, False])
+    return worst.head(_SHOWN_OBJECTS).select("key", "records_in", "kept", "rejected", "duplicates").to_dicts()
 
 
 def _examples(result: CleanResult) -> list[dict[str, Any]]:

@@ -94,7 +94,8 @@ def decide(
         if day.newest is None and not day.recent:  # as a bucket's lifecycle leaves old days: runs would be refused
             notes.append(
                 f"{day.day}: all its objects are gone from the bucket; the partition stays as it was. If it is to be "
-                "emptied, materialize raw_events for this day with the config force: true"
+                "emptied, materialize raw_events for this day with the config force: true, or: "
+                f"recsys run ingest --day {day.day} --force"
             )
         elif day.in_flight:
             notes.append(f"{day.day}: a run for the same objects is under way")

@@ -10,7 +10,7 @@ from recsys_assets.storage.artifacts import version_of
 
 FINGERPRINT = "fingerprint"  # of the day's objects: an entry of both tables' files and of interactions' metadata
 RAW_CODE = "1"
-CLEAN_CODE = "2"
+CLEAN_CODE = "3"
 _RAW_BEFORE = "1"  # the code of files that do not say by which they were made
 
 

@@ -154,6 +154,16 @@ def test_an_overwritten_and_a_deleted_object(home: Pipeline) -> None:
     assert kept(home) == {f"a{n}" for n in range(20)}
 
 
+def test_an_object_that_cannot_be_read_comes_first_in_the_table(home: Pipeline) -> None:
+    for number in range(12):
+        put(home, f"{FOLDER}/odd-{number:02}.json", *[record(action="odd", item_id=str(n)) for n in range(3)], record())
+    home.bucket.put(f"{FOLDER}/page.json", b"<html>503</html>")
+    run(home, INGEST, [DAY])
+    objects = (home.tables.info("interactions", DAY) or {})["objects"]
+    assert objects[0]["key"] == f"{FOLDER}/page.json"
+    assert len(objects) == 10
+
+
 def test_settings_that_the_cleaning_reads_clean_again(home: Pipeline) -> None:
     pipeline = changed(home, actions={"PURCHASE": 5, "CLICK": 2})
     ran = run(pipeline, INGEST, [DAY], config=FORCE_CLEANING)
