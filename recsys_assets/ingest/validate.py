@@ -499,7 +499,7 @@ def _result(
         duplicates=len(again),
         rejections=dict(rejected["reason"].value_counts().sort("reason").iter_rows()),
         off_day=int(interactions["off_day"].sum()),
-        actions={action: per_action[names.index(action)] for action in settings.actions},
+        actions={action: per_action[names.index(action)] for action in names},
         users=users,
         items=items.result(),
         by_key=by_key,

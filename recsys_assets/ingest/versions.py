@@ -40,7 +40,7 @@ def cleaning_version(settings: Settings, raw: str) -> str:
     """What interactions are made of: `raw_version`, the rules, and the settings that the rules read."""
     return version_of(
         raw=raw,
-        actions=list(settings.actions),
+        actions=sorted(settings.actions),
         time_zone=settings.calendar.time_zone,
         max_object_mb=settings.bucket.max_object_mb,
         session_gap_minutes=settings.ingest.session_gap_minutes,

@@ -164,6 +164,16 @@ def test_an_object_that_cannot_be_read_comes_first_in_the_table(home: Pipeline) 
     assert len(objects) == 10
 
 
+def test_the_order_of_actions_is_no_other_rule(home: Pipeline) -> None:
+    path = home.tables.path("interactions", DAY)
+    before = path.read_bytes()
+    pipeline = changed(home, actions=dict(reversed(home.settings.actions.items())))
+    assert run(pipeline, INGEST, [DAY]).metadata("interactions", DAY)["unchanged"] is True
+    path.unlink()
+    run(pipeline, INGEST, [DAY])
+    assert path.read_bytes() == before
+
+
 def test_settings_that_the_cleaning_reads_clean_again(home: Pipeline) -> None:
     pipeline = changed(home, actions={"PURCHASE": 5, "CLICK": 2})
     ran = run(pipeline, INGEST, [DAY], config=FORCE_CLEANING)
