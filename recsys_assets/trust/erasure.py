@@ -4,7 +4,8 @@ First a tombstone is written (storage/tombstones.py), from which moment nothing 
 it finds what is left of the user by the tombstone alone, so an erasure that was cut short is finished by asking again,
 without the id. Only Dagster's logs are searched for the id itself.
 
-Each receipt (`HOME/erasure/receipts/`) says what was found before it is touched: a kill loses none of it.
+Each receipt (`HOME/erasure/receipts/`) says what was found before it is touched: a kill loses none of it, but a log
+file that was just masked or an object that came after the erasure and was just cut.
 """
 
 import contextlib
@@ -47,6 +48,7 @@ from recsys_assets.trust.scrub import holds, mask_in, mask_of, packed, pattern, 
 MODELS = ("hybrid_model", *[f"{name}_model" for name in MEMBERS])
 REFUSED = "refused: "
 _GONE, _NOT_IN_IT = "gone", "without the user already"
+_CUT = _REWRITTEN, _DELETED = "rewritten", "deleted"
 RunJob = Callable[[str, list[str], dict[str, Any] | None], Any]
 
 
@@ -465,7 +467,7 @@ def _cut_exports(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Call
                 exports.bucket.put(key, content)
         receipt.note("left", {"what": "Amazon Personalize", "why": "delete the user there: CreateDataDeletionJob"})
         if any(entry["key"] == whole["key"] for entry in receipt.content["source"]):  # refused the last time
-            receipt.note("source", whole | {"what": "rewritten"}, "key")
+            receipt.note("source", whole | {"what": _REWRITTEN}, "key")
     except BucketError as error:
         receipt.note("source", whole | {"what": f"{REFUSED}{error}"}, "key")
         say(f"personalize      {whole['key']}: {REFUSED}{error}")
@@ -534,15 +536,15 @@ def _cut_source(pipeline: Pipeline, erased: Erased, receipt: Receipt, say: Calla
         key = entry["key"]
         if entry.get("of") == "personalize":  # in another bucket, and dealt with
             continue
-        where = place(key)
+        where, before = place(key), entry.get("what")
         try:
-            entry["what"] = _cut_object_of(pipeline, key, erased, where is not None and where.day is not None)
+            what = _cut_object_of(pipeline, key, erased, where is not None and where.day is not None)
         except BucketError as error:
-            entry["what"] = f"{REFUSED}{error}"
-        if key not in listed and entry["what"] in (_NOT_IN_IT, _GONE):
-            continue  # another erased user's
-        receipt.note("source", entry, "key")
-        say(f"source           {key}: {entry['what']}")
+            what = f"{REFUSED}{error}"
+        if what in (_NOT_IN_IT, _GONE) and (key not in listed or before in _CUT):
+            continue  # another erased user's, or cut by an earlier call
+        receipt.note("source", entry | {"what": what}, "key")
+        say(f"source           {key}: {what}")
     _weigh_again(pipeline, erased, receipt)
 
 
@@ -551,7 +553,7 @@ def _weigh_again(pipeline: Pipeline, erased: Erased, receipt: Receipt) -> None:
     more than half is gone without a reason that it knows."""
     by_day: dict[str, set[str]] = {}
     for entry in receipt.content["source"]:
-        if "day" in entry and entry["what"] in ("rewritten", "deleted", _GONE, _NOT_IN_IT):  # not Personalize's
+        if "day" in entry and entry["what"] in (*_CUT, _GONE, _NOT_IN_IT):  # not Personalize's
             by_day.setdefault(entry["day"], set()).add(entry["key"])
     for day in sorted({*by_day} & {*pipeline.tables.days("raw_events")}):
         read = pl.read_parquet(pipeline.tables.path("raw_events", day), columns=["key", "size"])
@@ -592,13 +594,13 @@ def _cut_object_of(pipeline: Pipeline, key: str, erased: Erased, is_dated: bool)
         return "left: its day is that of its last change; delete it yourself"
     if not text.strip(b"[], \t\r\n"):
         bucket.delete(key)
-        return "deleted"
+        return _DELETED
     if content.startswith(b"\x1f\x8b"):
         text = gzip.compress(text, mtime=0)
     elif content.startswith(b"\x28\xb5\x2f\xfd"):
         text = pa.compress(text, codec="zstd", asbytes=True)
     bucket.put(key, text)
-    return "rewritten"
+    return _REWRITTEN
 
 
 def _now() -> str:

@@ -412,6 +412,8 @@ def test_a_day_that_was_mostly_the_users_is_read_again_without_them(tmp_path: Pa
     run(pipeline, INGEST, DAYS[:2])
     (receipt,) = forget(pipeline, "zoe-77", delete_source=True)
     assert [each["what"] for each in receipt.content["source"]] == ["rewritten", "deleted"]
+    (receipt,) = forget(pipeline, "zoe-77", delete_source=True)
+    assert [each["what"] for each in receipt.content["source"]] == ["rewritten", "deleted"], "what was done stays said"
     run(pipeline, INGEST, DAYS[:2])  # which refuses a day that loses more than half for no reason
     assert [(pipeline.tables.info("raw_events", day) or {})["objects"] for day in DAYS[:2]] == [1, 0]
     assert pipeline.tables.read("interactions", DAYS[0])["user_id"].to_list() == ["bob"]
