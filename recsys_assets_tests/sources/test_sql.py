@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -279,7 +280,7 @@ def test_all_tables_of_a_day_are_read_in_one_snapshot(
     monkeypatch.setattr(type(pipeline.bucket), "put", meanwhile)
     orders, once_more = load_day(pipeline, Database(pipeline.settings.sql), DAYS[0]).values()
     assert orders.objects > 1
-    assert orders == once_more, "as it was before half of them went"
+    assert replace(orders, version="") == replace(once_more, version=""), "as it was before half of them went"
     assert orders.rows == sum(1 for _ in _of(pipeline, 0)) / 2
 
 
