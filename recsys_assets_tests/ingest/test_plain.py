@@ -1,6 +1,6 @@
 """What the short way takes comes out as the SQL gives it, and it takes what is plain.
 
-PLAIN_ROUNDS=1000 compares so many batches of random objects; `make test` takes 25 for each size of a group.
+PLAIN_ROUNDS=1000 compares so many batches of random objects; `make test` takes 15 for each size of a group.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from recsys_assets.ingest.plain import plain_events
 from recsys_assets.ingest.validate import CleanResult, ConservationError, clean
 from recsys_assets_tests.ingest.test_validate import DAY, LIMIT_MS, NOON, SETTINGS, raw, record
 
-ROUNDS = int(os.environ.get("PLAIN_ROUNDS", "25"))
+ROUNDS = int(os.environ.get("PLAIN_ROUNDS", "15"))
 NAMES = sorted(SETTINGS.actions)
 
 
