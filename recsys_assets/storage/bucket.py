@@ -358,6 +358,8 @@ class S3Bucket:
 
     def _get_fast(self, obj: LogObject) -> bytes | None:
         """By obstore; None where boto3 should try and judge."""
+        # The package first: to a second thread its modules are there while it is still without its functions.
+        import obstore  # noqa: F401
         from obstore.exceptions import BaseError, PreconditionError
 
         if obj.key[:1] == "/" or obj.key[-1:] == "/":  # obstore would strip it and fetch another object

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -158,6 +160,36 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, s3_bucket: BucketSettin
     for action in (lambda: list(bucket.walk("")), lambda: bucket.get(_object("a"))):
         with pytest.raises(BucketError, match=r"no usable AWS credentials.*AWS_ACCESS_KEY_ID"):
             action()
+
+
+FETCH = """
+import builtins, sys, time
+from pathlib import Path
+
+own = builtins.__import__
+
+def slowly(name, globals=None, locals=None, fromlist=(), level=0):
+    if name == "_obstore" and "*" in (fromlist or ()):
+        time.sleep(0.5)  # obstore's modules are there, its functions are not
+    return own(name, globals, locals, fromlist, level)
+
+builtins.__import__ = slowly
+from recsys_assets.settings import BucketSettings
+from recsys_assets.storage.bucket import fetch, open_bucket
+
+bucket = open_bucket(BucketSettings.model_validate_json(sys.argv[1]), Path("/nowhere"))
+print(len(list(fetch(bucket, bucket.walk(""), 8))))
+"""
+
+
+def test_threads_that_fetch_first_wait_for_the_whole_client(s3_bucket: BucketSettings) -> None:
+    bucket = opened(s3_bucket)
+    for number in range(8):
+        bucket.put(f"{number}.json", b"[]")
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH, s3_bucket.model_dump_json()], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
 
 def test_the_client_is_that_of_dagsters_resource(
