@@ -21,7 +21,7 @@ from pydantic import Field
 from recsys_assets import reporting
 from recsys_assets.days import shift, today
 from recsys_assets.ingest import listing
-from recsys_assets.ingest.decode import RAW_SCHEMA, raw_batches
+from recsys_assets.ingest.decode import raw_batches, raw_writer
 from recsys_assets.ingest.erased import cut_batch, without
 from recsys_assets.ingest.rules import apply_rules
 from recsys_assets.ingest.validate import (
@@ -235,8 +235,7 @@ def _write_raw(
             read.append(obj)
             yield obj, content
 
-    short = [name for name in RAW_SCHEMA.names if name != "content"]  # which is all different: no use of a dictionary
-    with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd", use_dictionary=short, write_statistics=short) as writer:
+    with raw_writer(path) as writer:
         too_large, cut = False, 0
         for batch in raw_batches(noted(), max_object_mb * 2**20):
             batch, found = cut_batch(batch, erased)

@@ -9,8 +9,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys_assets.storage.bucket import LogObject
 
@@ -118,6 +120,12 @@ def raw_batches(objects: Iterable[tuple[LogObject, bytes]], max_bytes: int) -> I
 def _batch(rows: list[tuple[str, str, int, datetime, bytes, str | None, str | None]]) -> pa.RecordBatch:
     columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), RAW_SCHEMA, strict=True)]
     return pa.record_batch(columns, RAW_SCHEMA)
+
+
+def raw_writer(path: Path) -> pq.ParquetWriter:
+    """Writes batches of `raw_batches`, a row group each, to a file."""
+    short = [name for name in RAW_SCHEMA.names if name != "content"]  # which is all different: no use of a dictionary
+    return pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd", use_dictionary=short, write_statistics=short)
 
 
 def excerpt_of(text: bytes) -> str:

@@ -25,7 +25,7 @@ import yaml
 
 from recsys_assets.history import BatchedEventLogStorage
 from recsys_assets.ingest.assets import clean_day
-from recsys_assets.ingest.decode import RAW_SCHEMA, decode
+from recsys_assets.ingest.decode import decode, raw_writer
 from recsys_assets.ingest.erased import cut_batch, cut_object
 from recsys_assets.ingest.events import REJECTED
 from recsys_assets.ingest.listing import placer
@@ -430,7 +430,7 @@ def _publish_raw(pipeline: Pipeline, day: str, info: dict[str, Any], erased: Era
     source = pq.ParquetFile(pipeline.tables.path("raw_events", day))
 
     def write(path: Path) -> None:
-        with pq.ParquetWriter(path, RAW_SCHEMA, compression="zstd") as writer:
+        with raw_writer(path) as writer:
             for group in range(source.num_row_groups):
                 for batch in source.read_row_group(group).combine_chunks().to_batches():
                     writer.write_batch(cut_batch(batch, erased)[0])
